@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from kumadp.bootstrap.admin_address import UnixAdmin
 from kumadp.decoding import decode_json
+from kumadp.host.net.host_lookup import connect_new
 from kumadp.host.net.http1.client import encode_request, exchange
 
 if TYPE_CHECKING:
@@ -127,19 +128,19 @@ async def post(admin: AdminClient, path: str) -> None:
 
 async def _exchange(address: AdminAddress, method: str, path: str, largest: int) -> UpstreamResponse:
     fields = [("Accept", "*/*"), ("Accept-Encoding", "identity")]
-    loop = asyncio.get_running_loop()
-    to: str | tuple[str, int]
     if isinstance(address, UnixAdmin):
-        family, to, host = socket.AF_UNIX, address.path, "localhost"
+        host, sock = "localhost", await _connect_unix(address.path)
     else:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        to, host = (address.host, address.port), str(address)
-    sock = socket.socket(family, socket.SOCK_STREAM)
+        host, sock = str(address), await connect_new(address.host, address.port)
+    request = encode_request(method, path, [("Host", host), *fields], b"" if method == "POST" else None)
+    return await exchange(sock, request, max_body=largest + 1)
+
+
+async def _connect_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.setblocking(False)
-        await loop.sock_connect(sock, to)
+        await asyncio.get_running_loop().sock_connect(sock, path)
     except BaseException:
         sock.close()
         raise
-    request = encode_request(method, path, [("Host", host), *fields], b"" if method == "POST" else None)
-    return await exchange(sock, request, max_body=largest + 1)
+    return sock

@@ -11,8 +11,8 @@ from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler
 from h2.exceptions import H2Error
 
-from kumadp.addresses import connect_address
 from kumadp.grpc.call import SHUTDOWN_SECONDS, Call, FrameProtocol, StreamEnded, configure
+from kumadp.host.net.host_lookup import connect as connect_ip
 
 if TYPE_CHECKING:
     import ssl
@@ -127,7 +127,10 @@ async def connect(
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_SECONDS * 1000))
         async with asyncio.timeout(CONNECT_SECONDS):
-            await loop.sock_connect(sock, address if isinstance(address, str) else connect_address(*address))
+            if isinstance(address, str):
+                await loop.sock_connect(sock, address)
+            else:
+                await connect_ip(sock, *address)
             if tls is not None:
                 tls.set_alpn_protocols(["h2"])
             _, protocol = await loop.create_connection(

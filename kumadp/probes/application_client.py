@@ -17,7 +17,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from kumadp import __version__
 from kumadp.addresses import authority, request_target, server_name, with_port
 from kumadp.host.net.application_socket import application_socket
-from kumadp.host.net.http1.client import connect, encode_request, exchange
+from kumadp.host.net.host_lookup import connect
+from kumadp.host.net.http1.client import encode_request, exchange
 from kumadp.probes.headers import forwarded
 from kumadp.probes.probe_request import PREFIX, parse_scheme
 

@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from kumadp.addresses import authority, quoted_path
 from kumadp.host.net.application_socket import application_socket
-from kumadp.host.net.host_lookup import numeric_addresses
-from kumadp.host.net.http1.client import UpstreamResponse, connect, encode_request, exchange
+from kumadp.host.net.host_lookup import connect, numeric_addresses
+from kumadp.host.net.http1.client import UpstreamResponse, encode_request, exchange
 from kumadp.host.net.http1.messages import WholeResponse
 from kumadp.host.net.http1.server import ServerOptions
 from kumadp.host.net.serve import bind_tcp, serve_http1

@@ -11,7 +11,8 @@ import pytest
 from aiohttp import ClientError, ClientSession, DummyCookieJar, TCPConnector
 
 from kumadp.host.net.application_socket import application_socket
-from kumadp.host.net.http1.client import MAX_HEAD, UpstreamResponse, connect, encode_request, exchange
+from kumadp.host.net.host_lookup import connect
+from kumadp.host.net.http1.client import MAX_HEAD, UpstreamResponse, encode_request, exchange
 from kumadp.host.net.http1.heads import MalformedMessage
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 import re
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from kumadp.addresses import socket_address
 from kumadp.host.net.http1.bodies import BodyDecoder
 from kumadp.host.net.http1.heads import MalformedMessage, ResponseHead, parse_response_head
 
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
 MAX_HEAD = 1 << 20
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _RECEIVE_SIZE = 1 << 16
-_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY})
-_CONNECTED = frozenset({0, errno.EISCONN})
 # Bytes before unscanned ones with which an end of a head may begin.
 _OVERLAP = 3
 
@@ -45,43 +40,6 @@ def encode_request(method: str, target: str, fields: Iterable[tuple[str, str]], 
         lines.append(f"Content-Length: {len(body)}")
     lines.append("Connection: close")
     return "\r\n".join((*lines, "", "")).encode("latin-1") + (body or b"")
-
-
-async def connect(sock: socket.socket, host: str, port: int) -> socket.socket:
-    """Connect a non-blocking socket to a numeric address, and return it; if that fails it is closed. Raises OSError.
-
-    uvloop's ``sock_connect`` resolves each address in a thread, a numeric one too.
-    """
-    try:
-        address = socket_address(host, port)
-        code = sock.connect_ex(address)
-        if code == errno.EINPROGRESS:
-            # On this host it is connected by now, which a further call reports (Linux, inet_stream_connect).
-            code = sock.connect_ex(address)
-        while code in _UNDER_WAY:
-            await _writable(sock)
-            code = sock.connect_ex(address)
-        if code not in _CONNECTED:
-            raise OSError(code, os.strerror(code))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _writable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    writable: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(sock, _set, writable)
-    try:
-        await writable
-    finally:
-        loop.remove_writer(sock)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 async def exchange(
