@@ -14,6 +14,7 @@ from kumadp.addresses import server_name
 from kumadp.bootstrap.comparison import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.generation import requires_delta
+from kumadp.bootstrap.prepare import Fetched
 from kumadp.errors import ControlPlaneRefused
 from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.last_good import LastGoodContent
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from ssl import SSLContext
 
-    from kumadp.bootstrap.prepare import Fetched, Prepared
+    from kumadp.bootstrap.prepare import Prepared
     from kumadp.bootstrap.rewrite import Upstream
     from kumadp.core.status import Status
     from kumadp.relay.last_good import LastGood, LastGoodStore
@@ -115,13 +116,6 @@ class SessionOptions(Struct, frozen=True):
     drain_time: float = DRAIN_TIME
 
 
-class _Reported(Struct, frozen=True):
-    """A bootstrap whose Node the control plane gets, and the digest of its Dataplane, empty if unknown."""
-
-    tree: Mapping[str, Any]
-    dataplane: str = ""
-
-
 class RelaySession:
     """Owns the relay: made for ``prepared``, connected by ``access``; ``observer`` follows it."""
 
@@ -138,7 +132,7 @@ class RelaySession:
         self._had_us = resumption.memory is not None
         self._open_since = -1.0
         # While a reload has another one sent: that of the Envoy that runs.
-        self._former: _Reported | None = None
+        self._former: Fetched | None = None
         self._stale = resumption.stale
         self.use(prepared)
         self._reported = _reported(prepared)
@@ -200,7 +194,7 @@ class RelaySession:
         if former is not None and self._renew_node(former):
             log.warning("the Dataplane is the former one again: reporting it to the control plane by a new stream")
 
-    def _renew_node(self, reported: _Reported) -> bool:
+    def _renew_node(self, reported: Fetched) -> bool:
         former, self._reported = self._reported, reported
         self._machine.renew_node(_node(reported.tree))
         # Versions are but shown (Kuma 2.8 to 2.13): the next stream will do.
@@ -213,7 +207,7 @@ class RelaySession:
     async def _query_protocol(self) -> XdsProtocol | None:
         """Return what the control plane speaks now, None if it gives no bootstrap.
 
-        The next stream reports the Node of that bootstrap, unless a reload has begun or ended meanwhile, or it is for
+        The next stream reports the Node of that bootstrap, unless a reload has begun or ended since, or it is for
         another Dataplane than Envoy runs with: a kumadp that adopts Envoy can have one that was edited since.
         """
         renewed = self._former is not None
@@ -222,7 +216,7 @@ class RelaySession:
             return None
         same_dataplane = not self._reported.dataplane or fetched.dataplane == self._reported.dataplane
         if renewed == (self._former is not None) and same_dataplane:
-            self._reported = _Reported(fetched.tree, fetched.dataplane)
+            self._reported = fetched
             self._machine.renew_node(_node(fetched.tree))
         return _protocol(fetched.tree)
 
@@ -318,10 +312,9 @@ def largest_message(memory_limit: int) -> int:
     return max(SMALLEST_BOUND, min(memory_limit // SHARE, LARGEST_BOUND)) if memory_limit else LARGEST_BOUND
 
 
-def _reported(prepared: Prepared) -> _Reported:
-    """Return what the control plane gets of this bootstrap."""
-    fetched = prepared.fetched
-    return _Reported(fetched.tree, fetched.dataplane) if fetched is not None else _Reported({})
+def _reported(prepared: Prepared) -> Fetched:
+    """Return the bootstrap whose Node the control plane gets."""
+    return prepared.fetched or Fetched({}, None, 0.0)
 
 
 def _protocol(tree: Mapping[str, Any]) -> XdsProtocol:
