@@ -10,7 +10,7 @@ from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK, is_ip, with_port
 from kumadp.bootstrap.fields import get
 from kumadp.core.part import Part
 from kumadp.errors import PortsTaken
-from kumadp.host.net.http1.messages import WholeResponse
+from kumadp.host.net.http1.messages import PLAIN_TEXT, WholeResponse
 from kumadp.host.net.http1.server import ServerOptions
 from kumadp.host.net.serve import bind_tcp, bind_unix, serve_http1
 from kumadp.host.reexec import inherited_sockets as inherited
@@ -72,7 +72,7 @@ class ReadinessServer:
 
     async def _answer(self, request: ServedRequest) -> WholeResponse:
         if request.path != "/ready":
-            return WholeResponse(404, b"404: only /ready is here\n", (("Content-Type", "text/plain; charset=utf-8"),))
+            return WholeResponse(404, b"404: only /ready is here\n", PLAIN_TEXT)
         state = self._state()
         return WholeResponse(200 if state == "READY" else 503, state.encode(), tuple(HEADERS.items()))
 

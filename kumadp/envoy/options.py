@@ -27,8 +27,7 @@ class HotRestart(Struct, frozen=True):
     """Settings of hot restart; all times in seconds. ``directory`` belongs to kumadp and has mode 0700.
 
     ``deadline`` is how long a new epoch may make no progress until it is LIVE. ``drain_time`` is the one of Envoy's
-    command line; an old epoch ends at
-    least ``margin`` after it.
+    command line; an old epoch ends at least ``margin`` after it.
     """
 
     directory: Path

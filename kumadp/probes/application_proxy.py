@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import with_port
 from kumadp.host.net.host_lookup import numeric_addresses
-from kumadp.host.net.http1.messages import WholeResponse
+from kumadp.host.net.http1.messages import PLAIN_TEXT, WholeResponse
 from kumadp.host.net.http1.server import ServerOptions
 from kumadp.host.net.serve import bind_tcp, serve_http1
 from kumadp.probes.application_client import UNHEALTHY, ApplicationClient
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.probes")
 
-HEADERS = (("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"))
+HEADERS = (*PLAIN_TEXT, ("X-Content-Type-Options", "nosniff"))
 
 
 class ApplicationProbeProxy:

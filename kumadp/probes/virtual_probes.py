@@ -17,7 +17,7 @@ from kumadp.addresses import authority, quoted_path
 from kumadp.host.net.application_socket import application_socket
 from kumadp.host.net.host_lookup import connect, numeric_addresses
 from kumadp.host.net.http1.client import UpstreamResponse, encode_request, exchange
-from kumadp.host.net.http1.messages import WholeResponse
+from kumadp.host.net.http1.messages import PLAIN_TEXT, WholeResponse
 from kumadp.host.net.http1.server import ServerOptions
 from kumadp.host.net.serve import bind_tcp, serve_http1
 from kumadp.probes.application_slots import ApplicationSlots
@@ -39,7 +39,6 @@ DEFAULT_TIMEOUT = 1.0
 LONGEST_TIMEOUT = 60.0
 # How long one of several addresses of an application is tried before the next (seconds; RFC 8305, 5).
 _ATTEMPT = 0.25
-_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 # Methods that have no body unless the request has one; of others it is stated that it is empty (RFC 9110, 8.6).
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 TIMEOUT_HEADER = "X-Kuma-Probes-Timeout"
@@ -209,4 +208,4 @@ def _timeout(text: str) -> float:
 
 
 def _text_response(status: int, reason: str) -> WholeResponse:
-    return WholeResponse(status, f"{reason}\n".encode(), _TEXT, close=True)
+    return WholeResponse(status, f"{reason}\n".encode(), PLAIN_TEXT, close=True)

@@ -40,7 +40,7 @@ def request_json(resource: Resource, *, without: frozenset[str] = frozenset({"pr
 
 
 def digest(resource: Resource | None) -> str:
-    """Return a digest of what describes the data plane, without ``networking.admin``, whose port may be chosen anew."""
+    """Return a digest of what describes the data plane, without ``networking.admin``, whose port a start may choose."""
     if resource is None:
         return ""
     networking = {key: value for key, value in resource.tree["networking"].items() if key != "admin"}

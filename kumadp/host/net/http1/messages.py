@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+PLAIN_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
 # Responses without a body (RFC 9110, 6.4.1).
 _BODILESS = frozenset({204, 304, *range(100, 200)})
 

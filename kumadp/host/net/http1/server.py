@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from kumadp.host.net.client_slots import client_of
 from kumadp.host.net.http1.bodies import BodyDecoder
 from kumadp.host.net.http1.heads import MalformedMessage, RequestHead, parse_request_head
-from kumadp.host.net.http1.messages import ServedRequest, WholeResponse
+from kumadp.host.net.http1.messages import PLAIN_TEXT, ServedRequest, WholeResponse
 from kumadp.host.net.time_limits import LINGERING, TimeLimits
 
 if TYPE_CHECKING:
@@ -28,16 +28,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.http")
 
 MAX_HEAD = 32 * 1024
-# After a stall of the loop, uvloop runs timers before it reads what arrived meanwhile.
+# After a stall of the loop, uvloop runs timers before it reads what arrived during it.
 TURNS_TO_READ = 3
 # What a client may send ahead while its request is answered; then it must wait.
 _MAX_AHEAD = 64 * 1024
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_BAD_REQUEST = WholeResponse(400, b"400 Bad Request\n", (("Content-Type", "text/plain; charset=utf-8"),), close=True)
-_FAILED = WholeResponse(
-    500, b"500 Internal Server Error\n", (("Content-Type", "text/plain; charset=utf-8"),), close=True
-)
+_BAD_REQUEST = WholeResponse(400, b"400 Bad Request\n", PLAIN_TEXT, close=True)
+_FAILED = WholeResponse(500, b"500 Internal Server Error\n", PLAIN_TEXT, close=True)
 
 
 class Http1Connection(asyncio.Protocol):
