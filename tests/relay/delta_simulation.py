@@ -6,7 +6,7 @@ Unlike `tests.relay.simulation` it compares sets: what the control plane serves 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from envoy.service.discovery.v3 import discovery_pb2
@@ -24,9 +24,10 @@ from tests.support.xds.nodes import Node
 from tests.support.xds.profiles import Profile, Service, profile_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from random import Random
 
+Walked = TypeVar("Walked", bound="DeltaSimulation")
 LARGEST = 1 << 20
 # A body that Envoy rejects.
 BAD = "bad"
@@ -428,3 +429,28 @@ class DeltaSimulation:
         # What Envoy does not want any more it does not answer either.
         wanted = {CLUSTER, LISTENER, *(kind for kind, session in self.envoy.sessions.items() if session.names)}
         assert [v.type_url for v in self.machine.types() if v.open and v.type_url in wanted] == [], "not answered"
+
+
+def serve(simulation: DeltaSimulation, clusters: dict[str, str], endpoint: str, listeners: dict[str, str]) -> None:
+    """Serve these; all clusters have one body of endpoints, and the secret follows it."""
+    simulation.serve(
+        {name: cluster_of(name, body) for name, body in clusters.items()},
+        {name: any_of(name, endpoint) for name in clusters if name != "s"},
+        {name: any_of(name, body) for name, body in listeners.items()},
+        {"k": any_of("k", endpoint)},
+    )
+
+
+def some(names: str, bodies: Sequence[str], random: Random) -> dict[str, str]:
+    """Return some of the names, each with one of the bodies."""
+    return {name: random.choice(bodies) for name in random.sample(names, random.randint(0, len(names)))}
+
+
+def walk(simulation: Walked, random: Random, events: Mapping[Callable[[Walked, Random], None], float]) -> None:
+    """Start it, let random events happen, by their weights, and compare at rest."""
+    simulation.start()
+    for _ in range(random.choice([20, 60])):
+        (act,) = random.choices(list(events), list(events.values()))
+        act(simulation, random)
+    simulation.settle()
+    simulation.assert_translated()

@@ -11,9 +11,8 @@ from envoy.service.discovery.v3 import discovery_pb2
 from kumadp.relay.actions import RelayAction, SendDown
 from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.messages import Response
-from tests.relay.delta_simulation import DeltaSimulation, WarmingEnvoy
+from tests.relay.delta_simulation import DeltaSimulation, WarmingEnvoy, serve, some, walk
 from tests.relay.harness import ENDPOINTS, LISTENER, SECRET
-from tests.relay.test_delta_walks import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -159,13 +158,11 @@ def test_a_change_during_a_hot_restart_reaches_both_and_is_answered_once(version
         assert set(request.resource_names_unsubscribe) <= {"b"}
 
 
-def some(names: str, random: Random) -> dict[str, str]:
-    return {name: random.choice("xyz") for name in random.sample(names, random.randint(0, len(names)))}
-
-
 # Events and their weights. Rejections have walks of their own.
 EVENTS: dict[Callable[[HotRestarts, Random], None], float] = {
-    lambda simulation, random: serve(simulation, some("abcs", random), random.choice("xyz"), some("lmt", random)): 3,
+    lambda simulation, random: serve(
+        simulation, some("abcs", "xyz", random), random.choice("xyz"), some("lmt", "xyz", random)
+    ): 3,
     lambda simulation, random: simulation.pump(random.randint(1, 20)): 8,
     lambda simulation, _random: simulation.connect() if simulation.server is None else None: 2,
     lambda simulation, _random: simulation.disconnect(): 0.5,
@@ -183,12 +180,7 @@ def test_random_histories_of_hot_restarts_are_translated(version: str, seed: int
     random = Random(seed)
     for _ in range(40):
         simulation = HotRestarts(random, version)
-        simulation.start()
-        for _ in range(random.choice([20, 60])):
-            (act,) = random.choices(list(EVENTS), list(EVENTS.values()))
-            act(simulation, random)
-        simulation.settle()
-        simulation.assert_translated()
+        walk(simulation, random, EVENTS)
         simulation.live()
         simulation.end_parent()
         simulation.settle()

@@ -14,9 +14,9 @@ from envoy.service.discovery.v3 import discovery_pb2
 from kumadp.relay import last_good
 from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.state_machine import RelayStateMachine
-from tests.relay.delta_simulation import DeltaSimulation
+from tests.relay.delta_simulation import DeltaSimulation, serve, some
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, SECRET
-from tests.relay.test_delta_walks import VERSIONS, serve, some
+from tests.relay.test_delta_walks import BODY, VERSIONS
 from tests.relay.test_last_good import BINDING, NOW, bootstrap
 from tests.support.xds.delta import version_of
 
@@ -157,7 +157,7 @@ def test_nothing_of_another_control_plane_stays(tmp_path: Path, version: str, se
     random = Random(seed)
     for number in range(25):
         simulation = Journalled(random, random.choice(VERSIONS))
-        serve(simulation, some("abcs", random), random.choice("xy"), some("lmt", random))
+        serve(simulation, some("abcs", BODY, random), random.choice("xy"), some("lmt", BODY, random))
         simulation.start()
         if random.random() < 0.5:
             simulation.live()
@@ -165,7 +165,7 @@ def test_nothing_of_another_control_plane_stays(tmp_path: Path, version: str, se
         if random.random() < 0.7:
             simulation.boot(memory)
         simulation.upgrade(version)
-        serve(simulation, some("abcdes", random), random.choice("xyz"), some("lmnot", random))
+        serve(simulation, some("abcdes", BODY, random), random.choice("xyz"), some("lmnot", BODY, random))
         simulation.pump(random.randint(0, 40))
         simulation.settle()
         simulation.assert_translated()

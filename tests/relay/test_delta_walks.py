@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.relay.delta_simulation import BAD, DeltaSimulation, cluster_of
-from tests.relay.harness import CLUSTER, ENDPOINTS, any_of
+from tests.relay.delta_simulation import BAD, DeltaSimulation, serve, some, walk
+from tests.relay.harness import CLUSTER, ENDPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,16 +22,6 @@ BODY = ("x", "x", "y", "y", "z", BAD)
 BODIES = st.sampled_from(["x", "y", "z", BAD])
 CLUSTERS = st.dictionaries(st.sampled_from(["a", "b", "c", "s"]), BODIES, max_size=4)
 LISTENERS = st.dictionaries(st.sampled_from(["l", "m", "t"]), BODIES, max_size=3)
-
-
-def serve(simulation: DeltaSimulation, clusters: dict[str, str], endpoint: str, listeners: dict[str, str]) -> None:
-    """Serve these; all clusters have one body of endpoints, and the secret follows it."""
-    simulation.serve(
-        {name: cluster_of(name, body) for name, body in clusters.items()},
-        {name: any_of(name, endpoint) for name in clusters if name != "s"},
-        {name: any_of(name, body) for name, body in listeners.items()},
-        {"k": any_of("k", endpoint)},
-    )
 
 
 class TranslationWalk(RuleBasedStateMachine):
@@ -101,13 +91,11 @@ TestTranslation.settings = settings(
 )
 
 
-def some(names: str, random: Random) -> dict[str, str]:
-    return {name: random.choice(BODY) for name in random.sample(names, random.randint(0, len(names)))}
-
-
 # Events and their weights.
 EVENTS: dict[Callable[[DeltaSimulation, Random], None], float] = {
-    lambda simulation, random: serve(simulation, some("abcs", random), random.choice(BODY), some("lmt", random)): 3,
+    lambda simulation, random: serve(
+        simulation, some("abcs", BODY, random), random.choice(BODY), some("lmt", BODY, random)
+    ): 3,
     lambda simulation, random: simulation.pump(random.randint(1, 20)): 6,
     lambda simulation, random: simulation.connect() if simulation.server is None else None: 2,
     lambda simulation, _random: simulation.disconnect(): 0.5,
@@ -124,13 +112,7 @@ EVENTS: dict[Callable[[DeltaSimulation, Random], None], float] = {
 def test_long_random_histories_are_translated(version: str, seed: int) -> None:
     random = Random(seed)
     for _ in range(40):
-        simulation = DeltaSimulation(random, version)
-        simulation.start()
-        for _ in range(random.choice([20, 60])):
-            (act,) = random.choices(list(EVENTS), list(EVENTS.values()))
-            act(simulation, random)
-        simulation.settle()
-        simulation.assert_translated()
+        walk(DeltaSimulation(random, version), random, EVENTS)
 
 
 def test_endpoints_that_are_sent_again_unchanged_never_reach_envoy() -> None:
