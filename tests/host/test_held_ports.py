@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +12,7 @@ from kumadp.host.net import held_ports, ports
 from kumadp.host.net.held_ports import HeldPorts
 from kumadp.host.net.sock_diag import ListeningSocket, SockDiag
 from tests.support.ports import free_port
+from tests.support.scripts import running_script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,22 +92,11 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
 """
 
 
-@contextlib.contextmanager
-def another_process(port: int) -> Iterator[int]:
-    with subprocess.Popen([sys.executable, "-c", LISTEN, str(port)], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield process.pid
-        finally:
-            process.kill()
-
-
 async def test_a_socket_of_another_process_is_remembered_until_something_changes(reads: Counted) -> None:
     pids: list[int] = [os.getpid()]
     held = HeldPorts(lambda: tuple(pids))
     port = free_port()
-    with another_process(port) as pid:
+    with running_script(LISTEN, str(port)) as pid:
         for _ in range(3):
             assert not await held.holds("127.0.0.1", port)
         # Without sock_diag(7), at each request.
@@ -130,7 +117,7 @@ async def test_what_is_remembered_expires(reads: Counted, monkeypatch: pytest.Mo
     monkeypatch.setattr(held_ports, "_VALID", 0.0)
     held = HeldPorts(lambda: (os.getpid(),))
     port = free_port()
-    with another_process(port):
+    with running_script(LISTEN, str(port)):
         for count in (1, 2):
             assert not await held.holds("127.0.0.1", port)
             assert reads.count == count

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,9 +12,10 @@ import pytest
 from kumadp.process import progress as progress_module
 from kumadp.process.progress import BUSY, LONGEST_TIMES, Progress, ProgressWatch, main_thread_ticks
 from tests.support.poll import poll
+from tests.support.scripts import running_script
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 IDLE = 15.0
 
@@ -109,22 +107,10 @@ BUSY_LOOP = "print(flush=True)\nwhile True: pass"
 WAITING = "import time\nprint(flush=True)\ntime.sleep(1000)"
 
 
-@contextlib.contextmanager
-def running(script: str) -> Iterator[int]:
-    """A Python process whose script prints a line and goes on; its pid."""
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            yield process.pid
-        finally:
-            process.kill()
-
-
 @pytest.mark.process
 async def test_a_process_that_works_is_waited_for_until_it_is_stopped() -> None:
     moved = asyncio.Event()
-    with running(BUSY_LOOP) as pid:
+    with running_script(BUSY_LOOP) as pid:
         watching = asyncio.create_task(ProgressWatch(2.0, on_progress=moved.set).overdue(pid))
         async with asyncio.timeout(60):
             for _ in range(10):
@@ -142,7 +128,7 @@ async def test_a_process_that_waits_is_overdue_with_what_it_waits_for() -> None:
         assert 0 < timeout <= 2.0
         return {"clusters warming": 12}
 
-    with running(WAITING) as pid:
+    with running_script(WAITING) as pid:
         async with asyncio.timeout(60):
             assert await ProgressWatch(1.0, counts).overdue(pid) == (
                 "no progress for 1 s: CPU 0.0 s, 12 clusters warming"
@@ -162,7 +148,7 @@ async def test_a_process_that_is_gone_or_cannot_be_read_makes_no_progress(monkey
 
 
 def test_processor_time_of_the_main_thread_is_read() -> None:
-    with running(BUSY_LOOP) as pid:
+    with running_script(BUSY_LOOP) as pid:
         before = main_thread_ticks(pid)
         assert before is not None
         poll(lambda: (main_thread_ticks(pid) or 0) > before, what="processor time")
