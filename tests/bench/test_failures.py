@@ -194,6 +194,18 @@ def back(stream: Stream, since: float) -> bool:
     return bool(recent) and recent[-1] - max(since, lost) > 4.0
 
 
+def stream_during(event: Callable[[], None], ports: Ports, longest: float) -> Stream:
+    """Send requests while something happens, and until traffic is back, at most ``longest`` seconds."""
+    stream = Stream(ports.outbound)
+    with stream.flowing():
+        time.sleep(1.0)
+        since = time.monotonic()
+        event()
+        with contextlib.suppress(AssertionError):
+            poll(lambda: back(stream, since), what="traffic again", deadline=longest)
+    return stream
+
+
 def one_round(
     service: Service,
     plane: ControlPlaneFiles,
@@ -206,13 +218,7 @@ def one_round(
     if happening.control_plane_killed:
         plane.real.kill()
         time.sleep(1.0)
-    stream = Stream(ports.outbound)
-    with stream.flowing():
-        time.sleep(1.0)
-        since = time.monotonic()
-        do(service, plane)
-        with contextlib.suppress(AssertionError):
-            poll(lambda: back(stream, since), what="traffic again", deadline=LONGEST)
+    stream = stream_during(lambda: do(service, plane), ports, LONGEST)
     if happening.control_plane_killed:
         plane.real.start()
         plane.renew_token()

@@ -18,7 +18,7 @@ import pytest
 
 from tests.bench.figures import ROUNDS
 from tests.bench.sides import in_turn
-from tests.bench.test_failures import Service, Stream, back, kill_envoy
+from tests.bench.test_failures import Service, Stream, kill_envoy, stream_during
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_policy import fill
 from tests.bench.test_start import processor_time, pss
@@ -113,14 +113,7 @@ def reload(side: Side, folder: Path, ports: Ports) -> tuple[bool, int]:
 
 def outage(service: Service, files: ControlPlaneFiles, ports: Ports) -> float:
     """Kill Envoy; return the seconds without an answer, cut at `LONGEST`."""
-    stream = Stream(ports.outbound)
-    with stream.flowing():
-        time.sleep(1.0)
-        since = time.monotonic()
-        kill_envoy(service, files)
-        with contextlib.suppress(AssertionError):
-            poll(lambda: back(stream, since), what="traffic again", deadline=LONGEST)
-    return stream.outage
+    return stream_during(lambda: kill_envoy(service, files), ports, LONGEST).outage
 
 
 def test_a_thousand_services(tmp_path: Path, figures: Figures) -> None:
