@@ -101,7 +101,7 @@ def test_listeners_change_under_a_kumadp_that_follows(rig: UpgradeRig) -> None:
     """It knows the sockets of an Envoy that began with the former version (SO_REUSEPORT), and of the one after it."""
     log = {"type": "File", "file": {"path": "/dev/null"}}
     with rig.up() as daemon:
-        with rig.load(rate=RATE, also=load_ports(rig), watched=False):
+        with rig.load(rate=RATE, also=load_ports(rig)):
             rig.replace_plane(rig.versions.new)
             rig.renew_token()
             rig.wait_registered(daemon)
