@@ -46,7 +46,7 @@ def test_reload(tmp_path: Path, table: list[tuple[str, str, str]], mode: str) ->
                 poll(lambda: rig.settled(daemon), what="everything acknowledged", deadline=LONGEST)
                 for epoch in range(1, ROUNDS + 1):
                     # It asserts that no request fails.
-                    with rig.load(watched=False, rate=200.0) as report:
+                    with rig.load(rate=200.0) as report:
                         since = time.monotonic()
                         assert f"epoch {epoch} serves" in rig.reload(daemon)
                         took.append(time.monotonic() - since)
