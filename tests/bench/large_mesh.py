@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SERVICES = 1000
 # Bytes of each resource as an Any.
 SIZES = {CLUSTER: 409, ENDPOINTS: 276, LISTENER: 703}
+# An address of its own: its ports are not those that a test may draw for its listeners.
+ADDRESS = "127.64.0.1"
 PORTS = 20_000
 
 
@@ -48,7 +50,7 @@ def _endpoints(number: int, turn: int, padding: str) -> Tree:
 
 def _listener(number: int, turn: int, padding: str) -> Tree:
     port = PORTS + number
-    tree = http_listener(f"outbound:127.0.0.1:{port}", "127.0.0.1", port, _name(number), "OUTBOUND")
+    tree = http_listener(f"outbound:{ADDRESS}:{port}", ADDRESS, port, _name(number), "OUTBOUND")
     manager = tree["filterChains"][0]["filters"][0]["typedConfig"]
     manager["routeConfig"]["virtualHosts"][0]["routes"][0]["route"]["timeout"] = f"{15 + turn}s"
     # As with transparent proxying: traffic comes by way of another listener.
