@@ -1,4 +1,4 @@
-"""Lag of the event loop, measured for a moment after each scrape: nothing runs between scrapes."""
+"""Lag of the event loop, measured for a moment after each scrape (nothing runs between scrapes), and its tasks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class LoopLag:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.total = 0.0
         self._pending_timers = 0
+
+    def tasks(self) -> int:
+        """Return how many tasks the running event loop has."""
+        return len(asyncio.all_tasks())
 
     def measure(self) -> None:
         """Set ten timers, one after the other, and record how late each fires; takes about half a second."""

@@ -101,6 +101,7 @@ class _Collector(Collector):
         for families in self.family_sources:
             yield from families()
         yield self._loop_lag()
+        yield _gauge("event_loop_tasks", "Number of tasks of the event loop.", self._lag.tasks())
 
     def _instance(self, now: Snapshot) -> Iterator[Metric]:
         versions = {str(name): str(version) for name, version in (now.get("versions") or {}).items() if version}

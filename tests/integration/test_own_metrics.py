@@ -54,6 +54,7 @@ def test_what_happens_is_counted(rig: Rig) -> None:
         assert value(daemon, "kumadp_bootstrap_answers_total") == 1
         assert value(daemon, "kumadp_child_restarts_total", child="envoy", reason="signal") == 0
         assert (value(daemon, "kumadp_process_open_fds") or 0) > 10
+        assert (value(daemon, "kumadp_event_loop_tasks") or 0) > 3
         assert get(rig.ports.probes, "/app/healthz")[0] == 200
         assert get(rig.ports.probes, "/no/such")[0] == 404
         assert value(daemon, "kumadp_probe_answers_total", kind="virtual", code="2xx") == 1

@@ -75,6 +75,9 @@ def exposition(snapshot: Mapping[str, Any]) -> bytes:
 
 
 class _NoLag(LoopLag):
+    def tasks(self) -> int:
+        return 12
+
     def measure(self) -> None:
         pass
 
@@ -128,6 +131,7 @@ def test_a_complete_status() -> None:
     assert value("bad_requests_total", server="virtual probes") == 4
     assert value("reexecutions_total") == 4
     assert value("envoy_epoch") == 1
+    assert value("event_loop_tasks") == 12
     assert value("process_open_fds") > 3
     assert ("build_info", (("envoy", "1.40.0"),)) not in values
     assert any(name == "build_info" and ("envoy", "1.40.0") in labels for name, labels in values)
