@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import threading
@@ -41,5 +42,9 @@ def look_up(host: str, port: int) -> asyncio.Future[list[tuple[int, tuple[str, i
         else:
             result.set_result(addresses)
 
-    threading.Thread(target=work, name="access log lookup", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="access log lookup", daemon=True).start()
+    except RuntimeError as error:
+        # The host allows no further thread.
+        result.set_exception(OSError(errno.EAGAIN, str(error)))
     return result

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from kumadp.host.reexec.handover import HELD_SIGNALS
+from kumadp.host.thread_pool import ThreadPool
 
 # Concurrent name lookups; one that waits for a silent name server delays only other lookups.
 LOOKUPS = 8
@@ -24,7 +24,7 @@ class EventLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         blocked = (signal.SIG_BLOCK, HELD_SIGNALS)
-        self._lookups = ThreadPoolExecutor(LOOKUPS, "lookup", signal.pthread_sigmask, blocked)
+        self._lookups = ThreadPool(LOOKUPS, "lookup", signal.pthread_sigmask, blocked)
 
     async def getaddrinfo(self, host: Any, port: Any, **how: Any) -> Any:
         """Look up a name as `socket.getaddrinfo` does; ``how`` are its family, type, proto and flags."""

@@ -8,10 +8,10 @@ import logging
 import signal
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from kumadp.host.reexec.handover import HELD_SIGNALS
+from kumadp.host.thread_pool import ThreadPool
 from kumadp.otel.export_types import CompressedPiece, ExportFailed
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class _PushTarget:
         self._options = options
         self._set_warning = set_warning
         # A signal that the main thread holds back would be lost over execve(2) if this thread received it.
-        self._thread = ThreadPoolExecutor(1, "otel push", signal.pthread_sigmask, (signal.SIG_BLOCK, HELD_SIGNALS))
+        self._thread = ThreadPool(1, "otel push", signal.pthread_sigmask, (signal.SIG_BLOCK, HELD_SIGNALS))
         self._exporter: Exporter | None = None
         self._finishing = asyncio.Event()
         self._stopped = False

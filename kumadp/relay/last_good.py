@@ -37,8 +37,10 @@ log = logging.getLogger("kumadp.relay")
 FILE = "last-good.msgpack"
 MAGIC = b"kumadp last good configuration, format 1\n"
 LARGEST = 1 << 30
-# The clock can be a little behind the time of the file, e.g. before NTP has set it.
+# Before NTP has set it, the clock can be behind the time of the file: by a little, or, if the hardware clock has the
+# local time of another time zone, by up to 14 hours. A host that boots then, without its control plane, must serve.
 CLOCK_SKEW = 300.0
+LARGEST_SKEW = 14 * 3600.0 + CLOCK_SKEW
 DEBOUNCE = 0.5
 # From this size of a response on, in bytes, freed memory is returned to the kernel after a write.
 LARGE = 1 << 20
@@ -134,6 +136,9 @@ class LastGoodStore:
             log.warning("the last good configuration in %s is ignored: %s", self.path, reason)
             return None
         self._left_out = copy.left_out
+        if (ahead := copy.confirmed - self._clock()) > CLOCK_SKEW:
+            reason = f"its time is {ahead / 3600:.1f} hours in the future (is this host's clock right?)"
+            log.warning("the last good configuration in %s is used although %s", self.path, reason)
         return copy
 
     def bind(self, binding: Binding) -> None:
@@ -298,7 +303,7 @@ def read_copy(path: Path, binding: Binding, max_age: float, now: float) -> LastG
     age = now - facts.st_mtime
     if age > max_age:
         raise LastGoodUnusable(f"it is {age / 3600:.1f} hours old", "--last-good-max-age")
-    if age < -CLOCK_SKEW:
+    if age < -LARGEST_SKEW:
         raise LastGoodUnusable("its time is in the future", "is this host's clock right?")
     head, digest_size = len(MAGIC), hashlib.sha256().digest_size
     if data[:head] != MAGIC:

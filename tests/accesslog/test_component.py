@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -320,6 +321,16 @@ async def test_an_unknown_host_name_is_a_warning(tmp_path: Path) -> None:
             return bool(logs.warnings.get("access log no-such-host.invalid:514"))
 
         await poll_async(reported, what="a warning")
+
+
+@on_both_loops
+async def test_a_host_without_a_further_thread_is_a_failed_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OSError, match="can't start new thread"):
+        await lookup.look_up("localhost", 514)
 
 
 @on_both_loops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -132,4 +133,16 @@ def test_nobody_answers_where_nothing_is_handed_over_or_it_is_but_tried(places: 
     interim_responder.start({})
     for number in ("", "x", "99999"):
         interim_responder.start({VARIABLE: number})
+    assert waits(places[0])
+
+
+def test_a_host_without_a_further_thread_only_lets_clients_wait(
+    places: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        begin(READY)
     assert waits(places[0])

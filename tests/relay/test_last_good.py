@@ -296,6 +296,15 @@ async def test_an_old_file_is_ignored(tmp_path: Path, caplog_relay: Callable[[],
     assert "it is 24.5 hours old (--last-good-max-age)" in warning
 
 
+async def test_a_clock_that_is_behind_by_a_time_zone_costs_a_warning(
+    tmp_path: Path, caplog_relay: Callable[[], list[str]]
+) -> None:
+    await written(tmp_path)
+    assert await loaded(tmp_path, NOW - 3600) is not None
+    (warning,) = caplog_relay()
+    assert "1.0 hours in the future (is this host's clock right?)" in warning
+
+
 async def test_a_file_of_the_future_is_ignored(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
     await written(tmp_path)
     assert await loaded(tmp_path, NOW - 60) is not None

@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,6 +30,7 @@ from kumadp.host.core_dumps import disable_core_dumps, restore_core_limit
 from kumadp.host.descriptors import raise_limit, restore_limit
 from kumadp.host.reexec import inherited_sockets as inherited
 from kumadp.host.reexec.interim_responder import VARIABLE, InterimAnswer
+from kumadp.host.thread_pool import ThreadPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -150,11 +150,14 @@ def release_signals() -> None:
 async def block_signals_in_threads() -> None:
     """Block `HELD_SIGNALS` in the threads of the running loop, so that they stay pending.
 
-    To be called before it has any. No process may be started in them: it would have these signals blocked.
+    To be called before it has any. No process may be started in them: it would have these signals blocked. Raises
+    OSError if the host allows no thread.
     """
     loop = asyncio.get_running_loop()
-    executor = ThreadPoolExecutor(initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, HELD_SIGNALS))
+    executor = ThreadPool(initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, HELD_SIGNALS))
     loop.set_default_executor(executor)
+    # One that is there at the start makes sure that files can be written later, whatever the host allows then.
+    await loop.run_in_executor(executor, int)
     # uvloop starts its own threads at the first name lookup. This name needs no name server, and has not the form that
     # uvloop parses without a thread.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)

@@ -62,7 +62,9 @@ def start(environ: Mapping[str, str]) -> None:
         # `kumadp.host.reexec.handover.receive` reports what is wrong.
         return
     if interim.answer and interim.sockets:
-        _responders.append(_InterimResponder(interim))
+        # Without a thread or a descriptor for it, clients wait until the program serves.
+        with contextlib.suppress(OSError, RuntimeError):
+            _responders.append(_InterimResponder(interim))
 
 
 def stop(sock: socket.socket | None = None) -> None:
@@ -89,7 +91,11 @@ class _InterimResponder:
             self._watch(sock, lambda sock=sock: self._accept(sock))  # type: ignore[misc]
         self._watch(self._wakeup, self._handle_wakeup)
         self._until = time.monotonic() + MAX_SECONDS
-        threading.Thread(target=self._run, name="interim", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="interim", daemon=True).start()
+        except RuntimeError:
+            self._close_listeners(self._listening.copy())
+            raise
 
     def stop(self, address: object) -> None:
         """Have the thread stop listening on the socket with this address, None: on all."""
