@@ -47,6 +47,17 @@ c{{envoy_cluster_name="b"{MESH}}} 7
 c{{envoy_cluster_name="other"{MESH}}} 7
 """,
     ),
+    "a hash elsewhere stays": (
+        f"""# TYPE c counter
+c{{a="x{ONE}",envoy_cluster_name="b{ONE}"}} 3
+c{{envoy_cluster_name="b{TWO}",my_envoy_cluster_name="b{TWO}"}} 4
+c{{a="x{ONE}",envoy_cluster_name="b{TWO}"}} 5
+""",
+        f"""# TYPE c counter
+c{{a="x{ONE}",envoy_cluster_name="b"{MESH}}} 8
+c{{envoy_cluster_name="b",my_envoy_cluster_name="b{TWO}"{MESH}}} 4
+""",
+    ),
     "with a cluster that has no hash": (
         f'c{{envoy_cluster_name="b"}} 1\nc{{envoy_cluster_name="b{ONE}"}} 2\n',
         f'c{{envoy_cluster_name="b"{MESH}}} 3\n',
