@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.process")
 
+# A line of output that is older than this may have nothing to do with the end (seconds).
+_RECENT = 5.0
+
 OnParentDeath = Literal["kill", "keep"]
 
 
@@ -246,6 +249,15 @@ class Child:
     def tail(self, lines: int = 20) -> list[str]:
         """Return its last lines of output."""
         return self._pump.tail(lines)
+
+    def last_line(self) -> str:
+        """Return "its last line: ...", with its age unless it is recent; empty if there is none."""
+        text, age = next(iter(self.tail(1)), ""), self._pump.idle
+        if not text:
+            return ""
+        if age is None or age < _RECENT:
+            return f"its last line: {text}"
+        return f"its last line, {age:.0f} s before: {text}"
 
     def _reap(self) -> None:
         status = ExitStatus(None, None)

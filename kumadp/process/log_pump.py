@@ -10,6 +10,7 @@ import os
 import re
 import struct
 import termios
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,11 +29,15 @@ KEPT_LINES = 200
 
 
 class OutputState(msgspec.Struct, frozen=True):
-    """State of a child's output: an unfinished line, whether that is being cut, and the last lines."""
+    """State of a child's output: an unfinished line, whether that is being cut, and the last lines.
+
+    ``last_at`` is when the last line was read, by the monotonic clock; None if that is not known.
+    """
 
     beginning: bytes = b""
     cutting: bool = False
     lines: tuple[str, ...] = ()
+    last_at: float | None = None
 
 
 class LogPump:
@@ -51,6 +56,7 @@ class LogPump:
         self._lines: collections.deque[str] = collections.deque(state.lines, maxlen=KEPT_LINES)
         self._buffer = bytearray(state.beginning)
         self._cutting = state.cutting
+        self._last_at = state.last_at
         self._lossy = lossy
         self._lost = 0
         self.fields: dict[str, object] = {}
@@ -72,7 +78,12 @@ class LogPump:
 
     def state(self) -> OutputState:
         """Return the state for a pump that continues after this one."""
-        return OutputState(bytes(self._buffer), self._cutting, tuple(self._lines))
+        return OutputState(bytes(self._buffer), self._cutting, tuple(self._lines), self._last_at)
+
+    @property
+    def idle(self) -> float | None:
+        """Seconds since the last line was read; None if that is not known."""
+        return time.monotonic() - self._last_at if self._last_at is not None else None
 
     def tail(self, lines: int) -> list[str]:
         """Return the last lines, oldest first."""
@@ -153,6 +164,7 @@ class LogPump:
         if len(line) > MAX_LINE:
             text += " [cut]"
         self._lines.append(text)
+        self._last_at = time.monotonic()
         level, text = _level_of(text)
         self._log.log(level, "%s", text, extra=self.fields)
 

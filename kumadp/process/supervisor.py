@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from kumadp.errors import ChildFailed, HostExhausted, SpawnError
 from kumadp.process.child import Child, Command
-from kumadp.process.restart_policy import ChildState, GiveUp, RestartPolicy, decide
+from kumadp.process.restart_policy import ChildState, GiveUp, RestartPolicy, Restarts, Run, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -105,6 +105,7 @@ class Supervisor:
         self.child = self._adopted = options.adopted
         self._replaced = asyncio.Event()
         self._restart_why = ""
+        self._serves_since: float | None = None
         self._command = command
         self._policy = policy
         self._bring_up = bring_up
@@ -127,7 +128,7 @@ class Supervisor:
 
     async def run(self, up: Callable[[], None]) -> None:
         """Keep the child running until cancelled; raises ChildFailed with the reason if it is given up."""
-        history: tuple[float, ...] = ()
+        history = Restarts()
         try:
             while True:
                 self._set_state(ChildState.STARTING)
@@ -138,8 +139,8 @@ class Supervisor:
                     continue
                 self._set_state(ChildState.STARTING)
                 child, status = await self._live(child, up)
-                ran = asyncio.get_running_loop().time() - child.started_at
-                self._last_exit = _sentence(self.name, status, ran, child.tail(1))
+                run = self._run_of(child)
+                self._last_exit = _sentence(self.name, status, run.ran, child.last_line())
                 self._died = time.time()
                 self._set_state(ChildState.EXITED)
                 if self._restart_why:
@@ -149,7 +150,7 @@ class Supervisor:
                     continue
                 log.warning("%s", self._last_exit)
                 history = await self._pause(
-                    history, ran, cause_of(status), self._options.permanent_failure(status, child.tail(20))
+                    history, run, cause_of(status), self._options.permanent_failure(status, child.tail(20))
                 )
         finally:
             await self._end()
@@ -235,7 +236,12 @@ class Supervisor:
         self.child = await Child.spawn(command)
         return self.child
 
-    async def _after_no_start(self, history: tuple[float, ...], error: SpawnError) -> tuple[float, ...]:
+    def _run_of(self, child: Child) -> Run:
+        """Return how long a child that has just ended ran and served. An adopted one has served since its start."""
+        now = asyncio.get_running_loop().time()
+        return Run(now - child.started_at, now - self._serves_since if self._serves_since is not None else 0.0)
+
+    async def _after_no_start(self, history: Restarts, error: SpawnError) -> Restarts:
         """Retry if it ran before: the host may lack memory or descriptors, or its program is just being replaced."""
         if self.child is None:
             self._set_state(ChildState.FATAL, str(error))
@@ -248,19 +254,19 @@ class Supervisor:
             return history
         self._last_exit = str(error)
         log.warning("%s", error)
-        return await self._pause(history, 0.0, "not started", None)
+        return await self._pause(history, Run(0.0), "not started", None)
 
-    async def _pause(self, history: tuple[float, ...], ran: float, cause: str, why: str | None) -> tuple[float, ...]:
+    async def _pause(self, history: Restarts, run: Run, cause: str, why: str | None) -> Restarts:
         now = asyncio.get_running_loop().time()
         why = why or self._options.why_no_restart()
-        decision = GiveUp(why) if why else decide(history, now, ran, self._policy)
+        decision = GiveUp(why) if why else decide(history, now, run, self._policy)
         if isinstance(decision, GiveUp):
             self._give_up(decision.reason)
         self._restarts += 1
         self._causes[cause] += 1
         self._set_state(ChildState.BACKOFF, f"restarting in {decision.delay:.2f} s")
         await asyncio.sleep(decision.delay)
-        return decision.history
+        return decision.restarts
 
     def _give_up(self, reason: str) -> NoReturn:
         self._set_state(ChildState.FATAL, reason)
@@ -274,7 +280,16 @@ class Supervisor:
         if self.report.state is not ChildState.FATAL:
             self._set_state(ChildState.STOPPED)
 
+    def _note_service(self, state: ChildState) -> None:
+        if state is ChildState.STARTING:
+            self._serves_since = None
+        elif state is ChildState.RUNNING:
+            assert self.child is not None  # noqa: S101
+            is_former = self.child is self._options.adopted
+            self._serves_since = self.child.started_at if is_former else asyncio.get_running_loop().time()
+
     def _set_state(self, state: ChildState, reason: str = "") -> None:
+        self._note_service(state)
         child, now = self.child if self.child is not None and not self.child.ended else None, time.time()
         pid = child.pid if child is not None else None
         started = now - asyncio.get_running_loop().time() + child.started_at if child is not None else None
@@ -291,6 +306,5 @@ def cause_of(status: ExitStatus) -> str:
     return "unknown" if status.code is None else "exit"
 
 
-def _sentence(name: str, status: ExitStatus, ran: float, last: list[str]) -> str:
-    output = f", its last line: {last[0]}" if last and last[0] else ""
-    return f"{name} ended with {status.describe()} after {ran:.1f} s{output}"
+def _sentence(name: str, status: ExitStatus, ran: float, last: str) -> str:
+    return f"{name} ended with {status.describe()} after {ran:.1f} s{f', {last}' if last else ''}"

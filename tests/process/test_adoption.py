@@ -6,10 +6,12 @@ import asyncio
 import fcntl
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,6 +179,21 @@ async def test_one_of_ours_that_ended_in_between_is_reaped_with_its_exit_code() 
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
     process.returncode = 4
+
+
+@pytest.mark.parametrize(
+    ("age", "quoted"),
+    [(300.0, r"its last line, 30\d s before: starting workers"), (0.0, "its last line: starting workers")],
+)
+async def test_an_old_last_line_is_quoted_with_its_age(age: float, quoted: str) -> None:
+    with started("exec sleep 60") as process:
+        state = logpump.OutputState(lines=("starting workers",), last_at=time.monotonic() - age)
+        begun = start_time_of(process.pid) or 0
+        child = Child.adopt(RunningProcess("web", process.pid, begun, ours=True, output_state=state))
+        assert re.fullmatch(quoted, child.last_line())
+        assert child.handed().output_state.last_at == state.last_at
+        await child.stop(5.0)
+        process.returncode = 0
 
 
 async def test_half_a_line_and_the_last_ones_go_over_to_the_next_program(folder: Path) -> None:

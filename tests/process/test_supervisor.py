@@ -127,6 +127,25 @@ async def test_a_child_that_dies_is_restarted_until_the_budget_is_spent() -> Non
     assert [report.restarts for report in watched.reports][-1] == 2
 
 
+async def test_a_child_that_did_its_job_is_restarted_without_a_wait_each_time() -> None:
+    watched = Watched(STAY, RestartPolicy(budget=2, base=300.0, cap=300.0, settled=0.0))
+    for times in (1, 2, 3):
+        await watched.is_up(times)
+        assert watched.supervisor.child is not None
+        watched.supervisor.child.send_signal(9)
+    async with asyncio.timeout(30):
+        with pytest.raises(ChildFailed, match="restart budget spent"):
+            await watched.task
+
+
+async def test_a_child_that_never_did_its_job_waits() -> None:
+    watched = Watched("exit 7", RestartPolicy(budget=5, base=150.0, cap=300.0, settled=0.001))
+    async with asyncio.timeout(30):
+        while not (watched.reports and watched.reports[-1].reason == "restarting in 300.00 s"):
+            await asyncio.sleep(0.005)
+    await watched.end()
+
+
 async def test_a_child_that_dies_before_it_is_up_counts_too() -> None:
     watched = Watched("exit 7")
     with pytest.raises(ChildFailed, match="exit code 7"):
