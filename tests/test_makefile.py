@@ -38,6 +38,7 @@ SHOWN_BY = {
     "types": "test_types_is_a_part_of_test",
     "bench": "test_it_collects_without_plugins_and_one_item_runs",
     "attack": "test_it_collects_without_plugins_and_one_item_runs",
+    "faults": "test_it_collects_without_plugins_and_one_item_runs",
     "compatibility": "test_compatibility_without_a_control_plane_changes_nothing",
     "sample": "test_sample_is_the_one_that_is_here",
     "deb": "test_deb_builds_what_the_package_test_builds",
@@ -174,7 +175,11 @@ def test_deb_builds_what_the_package_test_builds() -> None:
 
 @pytest.mark.parametrize(
     ("target", "item"),
-    [("bench", "test_start_to_bootstrap_request"), ("attack", "test_nonsense_is_an_error_that_names_what_is_wrong")],
+    [
+        ("bench", "test_start_to_bootstrap_request"),
+        ("attack", "test_nonsense_is_an_error_that_names_what_is_wrong"),
+        ("faults", "test_every_group_is_known"),
+    ],
 )
 def test_it_collects_without_plugins_and_one_item_runs(tree: Path, target: str, item: str) -> None:
     path = f"{bare_path(tree / 'p', 'coredns')}:{os.environ['PATH']}"

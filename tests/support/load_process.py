@@ -13,13 +13,14 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tests.support.file_lock import file_lock
 from tests.support.load import REQUEST, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
 NAME = "backend"
 RATE, CONNECTIONS, PAUSE = 1000.0, 4, 0.01
@@ -49,10 +50,11 @@ class LoadProcess:
     """The running process; its application serves on ``port`` at once."""
 
     name = NAME
+    module = "tests.support.load_process"
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.load_process"],
+            [sys.executable, "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -109,22 +111,24 @@ class LoadProcess:
         self._process.terminate()
         self._process.communicate()
 
-    def __enter__(self) -> LoadProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class _Application(asyncio.Protocol):
+class LoadedApplication(asyncio.Protocol):
+    """Answers each request with its name."""
+
     _answer = f"HTTP/1.1 200 OK\r\ncontent-length: {len(NAME)}\r\n\r\n{NAME}".encode()
 
     def __init__(self) -> None:
         self._read = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's are not derived from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._read += data
@@ -203,7 +207,7 @@ def _send(what: dict[str, Any]) -> None:
 
 async def _main() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Application, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(LoadedApplication, "127.0.0.1", 0, backlog=1024)
     _send({"port": server.sockets[0].getsockname()[1]})
     while line := await asyncio.to_thread(sys.stdin.readline):
         order = json.loads(line)

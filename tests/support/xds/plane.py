@@ -27,6 +27,7 @@ from tests.support.xds.mesh import Mesh
 from tests.support.xds.nodes import Registry
 from tests.support.xds.profiles import Service, profile_of
 from tests.support.xds.refusals import refusal
+from tests.support.xds.resources import LISTENER, dns_listener
 from tests.support.xds.streams import AdsStream, DiscoveryStream, HdsStream, OneStream, Shared
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class XdsControlPlane:
         self._from_dataplanes: dict[str, Tree] = {}
         self._put: dict[str, Tree] = {}
         self._mesh_authority: trustme.CA | None = None
+        self._dns: Tree | None = None
         self._registry = Registry(self.faults, self.journal, self._refresh)
         self._shared = Shared(self.faults, self.journal, self._registry, profile_of(version))
         self._version = version
@@ -209,6 +211,23 @@ class XdsControlPlane:
 
         self._thread.call(change)
 
+    def issue_client(self, folder: Path) -> None:
+        """Write ``client.pem`` (certificate and key) and ``mesh-ca.pem``, for a client of an inbound with mTLS."""
+        assert self._mesh_authority is not None
+        issued = self._mesh_authority.issue_cert("web.mesh")
+        (folder / "client.pem").write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+        self._mesh_authority.cert_pem.write_to_path(str(folder / "mesh-ca.pem"))
+
+    def serve_names(self, port: int, names: dict[str, list[str]]) -> None:
+        """Give every Envoy whose mesh is derived from its Dataplane a DNS filter on this port of loopback."""
+
+        def change() -> None:
+            self._dns = dns_listener(port, names)
+            self._forget_derived()
+            self._refresh()
+
+        self._thread.call(change)
+
     def _forget_derived(self) -> None:
         """Derive all meshes again that are derived from Dataplanes."""
         for name in self._from_dataplanes:
@@ -255,6 +274,8 @@ class XdsControlPlane:
                 self._meshes[name] = meshes.of_dataplane(
                     dataplane, self._apply, self._shared.profile, self._mesh_authority
                 )
+                if self._dns is not None:
+                    self._meshes[name].trees[LISTENER][self._dns["name"]] = self._dns
         for name, mesh in list(self._meshes.items()):
             node = self._registry.node(name)
             node.serve(mesh.encoded(services))

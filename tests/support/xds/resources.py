@@ -11,6 +11,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2  # noqa: F401
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2  # noqa: F401
+from envoy.extensions.filters.udp.dns_filter.v3 import dns_filter_pb2  # noqa: F401
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2, tls_pb2  # noqa: F401
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401
 from google.protobuf import any_pb2, json_format
@@ -116,6 +117,25 @@ def tcp_listener(name: str, host: str, port: int, cluster: str, direction: str, 
         "cluster": cluster,
     }
     return _listener(name, host, port, direction, "envoy.filters.network.tcp_proxy", proxy, tls)
+
+
+def dns_listener(port: int, names: dict[str, list[str]]) -> Tree:
+    """Envoy's DNS filter on loopback, which knows these names with their addresses."""
+    domains = [{"name": name, "endpoint": {"addressList": {"address": of_name}}} for name, of_name in names.items()]
+    config = {
+        "@type": _PREFIX + "envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
+        "statPrefix": "kuma_dns",
+        "serverConfig": {"inlineDnsTable": {"virtualDomains": domains}},
+    }
+    place = address("127.0.0.1", port)
+    place["socketAddress"]["protocol"] = "UDP"
+    return {
+        "name": "kuma:dns",
+        "address": place,
+        "enableReusePort": True,
+        "trafficDirection": "OUTBOUND",
+        "listenerFilters": [{"name": "envoy.filters.udp.dns_filter", "typedConfig": config}],
+    }
 
 
 def _listener(
