@@ -92,24 +92,29 @@ class UdpSocket:
         if self._is_wildcard:
             receive, send = self._receive_with_origin, self._send_from_origin
         table, counters = self._handler.table, self._handler.counters
+        cached, fast_a, fast_aaaa = table.cache, 0, 0
         since = time.perf_counter()
         try:
             for _ in range(BURST):
                 data, peer = receive(_LARGEST)
-                reply = fast_answer(data, table)
+                # As in `fast_answer`: the call would cost a tenth of an answer.
+                answer = cached.get(data[2:])
+                reply = data[:2] + answer if answer is not None else fast_answer(data, table)
                 if reply is None:
                     client = peer[0] if self._is_wildcard else peer
                     self._handler.answer_udp(data, client, functools.partial(self._send_later, send, peer))
                     continue
                 if data[-14 if data[11] else -3] == 1:
-                    counters.fast_a += 1
+                    fast_a += 1
                 else:
-                    counters.fast_aaaa += 1
+                    fast_aaaa += 1
                 send(reply, peer)
         except BlockingIOError:
             pass
         except OSError:
             counters.dropped += 1
+        counters.fast_a += fast_a
+        counters.fast_aaaa += fast_aaaa
         seconds = time.perf_counter() - since
         counters.fast_seconds += seconds
         if seconds > _SHORT:
