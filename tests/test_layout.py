@@ -52,7 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(FEATURES, PURE | PRIMITIVES | {"core"}),
     "daemon": PURE | PRIMITIVES | FEATURES | {"core"},
     "doctor": PURE | PRIMITIVES | FEATURES | {"core", "daemon"},
-    "cli": PURE | PRIMITIVES | FEATURES | {"core", "daemon", "doctor"},
+    "migrate": PURE | PRIMITIVES | FEATURES | {"core", "daemon", "doctor"},
+    "cli": PURE | PRIMITIVES | FEATURES | {"core", "daemon", "doctor", "migrate"},
 }
 
 

@@ -17,7 +17,7 @@ import click
 from kumadp.errors import CommandRefused, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from click.decorators import FC
 
@@ -40,6 +40,11 @@ def _place_options(function: FC) -> FC:
 
 
 def _checked_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    return checked_name(value)
+
+
+def checked_name(value: str) -> str:
+    """Return a name that can be part of a unit's name; raises UsageError for another."""
     if value and not _NAME.fullmatch(value):
         raise UsageError(f"--name: {value!r} cannot be part of a unit's name", "letters, digits, dot, dash, underscore")
     return value
@@ -62,22 +67,31 @@ def install(systemd: bool, name: str, root: str, dry_run: bool, **settings: str)
     Nothing is started; the next step is printed. Running it again updates the units. Existing settings are never
     overwritten.
     """
-    from kumadp.host.systemd_units import base_files, unit_of
+    from kumadp.host.systemd_units import unit_of
 
     _require_systemd(systemd)
-    tree = Path(root)
     files = (value for key, value in settings.items() if key != "cp_address")
     missing = [f"{file}: no such file" for file in files if _is_missing(file)]
     if missing:
         raise CommandRefused("; ".join(missing), "give paths that exist")
-    changed = [_put(file, tree, dry_run) for file in (*base_files(_program()), _settings(name, settings))]
-    if root == "/" and not dry_run:
-        _make_user()
-        if any(changed) and Path("/run/systemd/system").is_dir():
-            subprocess.run(["systemctl", "daemon-reload"], check=True)
+    install_files([_settings(name, settings)], Path(root), dry_run=dry_run)
     for value in settings.values():
         _warn(value)
     click.echo(f"next: systemctl enable --now {unit_of(name)}")
+
+
+def install_files(files: Sequence[InstalledFile], root: Path, *, dry_run: bool = False, err: bool = False) -> None:
+    """Install units, user and samples, and these files; nothing is started.
+
+    Prints each file, on standard error with ``err``. Raises CommandRefused, WorkDirError.
+    """
+    from kumadp.host.systemd_units import base_files
+
+    changed = [_put(file, root, dry_run, err) for file in (*base_files(_program()), *files)]
+    if root == Path("/") and not dry_run:
+        _make_user()
+        if any(changed) and Path("/run/systemd/system").is_dir():
+            subprocess.run(["systemctl", "daemon-reload"], check=True)
 
 
 @click.command()
@@ -88,11 +102,13 @@ def uninstall(systemd: bool, name: str, root: str, dry_run: bool, purge: bool) -
 
     Running services are stopped first, with their drain.
     """
-    from kumadp.host.systemd_units import SETTINGS, base_files, remove, settings_file, unit_of
+    from kumadp.host.systemd_units import SETTINGS, base_files, drop_in_file, remove, settings_file, unit_of
 
     _require_systemd(systemd)
     tree = Path(root)
     paths = [] if name else [file.path for file in base_files(_program())]
+    drop_ins = [drop_in_file(name)] if name else [drop_in_file(""), *_drop_ins(tree)]
+    paths += [path for path in drop_ins if (tree / path.relative_to("/")).exists()]
     if purge:
         settings = (tree / SETTINGS.relative_to("/")).glob("*.yaml")
         paths += [settings_file(name)] if name else [SETTINGS / path.name for path in sorted(settings)]
@@ -107,6 +123,14 @@ def uninstall(systemd: bool, name: str, root: str, dry_run: bool, purge: bool) -
         click.echo(f"removed {path}")
     if live:
         subprocess.run(["systemctl", "daemon-reload"], check=True)
+
+
+def _drop_ins(tree: Path) -> list[Path]:
+    """Return the drop-ins of `kumadp migrate`, of all data planes."""
+    from kumadp.host.systemd_units import drop_in_file
+
+    pattern = drop_in_file("*").relative_to("/")
+    return [Path("/") / path.relative_to(tree) for path in sorted(tree.glob(str(pattern)))]
 
 
 def _stop(units: list[str]) -> None:
@@ -162,20 +186,20 @@ def _settings_text(given: dict[str, str]) -> str:
     return head + (yaml.safe_dump(tree, sort_keys=False) if tree else "")
 
 
-def _put(file: InstalledFile, root: Path, dry_run: bool) -> bool:
+def _put(file: InstalledFile, root: Path, dry_run: bool, err: bool) -> bool:
     """Write a file that is missing or differs, and print that; return whether it was (or would be) written."""
     from kumadp.host.systemd_units import differs, write
 
     is_different = differs(file, root)
     if is_different is False:
-        click.echo(f"unchanged {file.path}")
+        click.echo(f"unchanged {file.path}", err=err)
         return False
     if is_different and file.operator_owned:
-        click.echo(f"kept {file.path}, which differs from what would be written now")
+        click.echo(f"kept {file.path}, which differs from what would be written now", err=err)
         return False
     if not dry_run:
         write(file, root)
-    click.echo(f"{'would write' if dry_run else 'wrote'} {file.path}")
+    click.echo(f"{'would write' if dry_run else 'wrote'} {file.path}", err=err)
     return True
 
 
@@ -192,8 +216,10 @@ def _make_user() -> None:
         raise CommandRefused(f"user {USER} cannot be created: {reason.strip()}", hint) from None
     SETTINGS.chmod(0o750)
     os.chown(SETTINGS, 0, group)
-    for path in SETTINGS.glob("*.yaml"):
-        os.chown(path, -1, group)
+    for path in SETTINGS.iterdir():
+        # Settings, and what `kumadp migrate` writes beside them; files of the operator keep their groups.
+        if path.suffix == ".yaml" or (path.suffix in {".env", ".token"} and path.stat().st_mode & 0o777 == 0o640):
+            os.chown(path, -1, group)
 
 
 def _warn(value: str) -> None:

@@ -67,7 +67,8 @@ async def coredns(subject: Subject) -> list[CheckResult]:
     return ok(f"{version} at {path}") if version else failed(f"{path} does not print its version", "is it CoreDNS?")
 
 
-def _addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[BindAddress], list[BindAddress]]:
+def addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[BindAddress], list[BindAddress]]:
+    """Return what kumadp and CoreDNS bind, and what Envoy binds, by settings and Dataplane."""
     own = own_addresses(subject.settings, dns, _probes(subject))
     standalone = subject.mesh is not None
     return own, envoy_addresses(subject.resource, standalone=standalone, dns=dns, transparent=subject.transparent)
@@ -81,7 +82,7 @@ def _probes(subject: Subject) -> ProbesPlan | None:
 async def ports(subject: Subject) -> list[CheckResult]:
     """Check that all ports are free, or held by the running kumadp."""
     dns = plan_dns(subject.settings, await asyncio.to_thread(chosen_coredns, subject.settings), subject.transparent)
-    own, others = _addresses(subject, dns)
+    own, others = addresses(subject, dns)
     check_plan(own, others, subject.resource)
     try:
         await check_ports([*own, *others], held_by=subject.pids)
@@ -113,7 +114,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[CheckResult]:
     binary = await asyncio.to_thread(find_envoy, settings.binary_path)
     version = await envoy_version(binary, subject.children_environment)
     dns = plan_dns(settings, await asyncio.to_thread(chosen_coredns, subject.settings), subject.transparent)
-    own, _ = _addresses(subject, dns)
+    own, _ = addresses(subject, dns)
     work = await asyncio.to_thread(open_work_dir, subject.name, folder, "", "", subject.environ)
     generation: Generation | None = None
     try:

@@ -53,6 +53,11 @@ def settings_file(name: str) -> Path:
     return SETTINGS / f"{name or 'kumadp'}.yaml"
 
 
+def drop_in_file(name: str) -> Path:
+    """Return the path of that unit's drop-in, which `kumadp migrate` writes."""
+    return _UNIT_FOLDER / f"{unit_of(name)}.d" / "migrate.conf"
+
+
 def base_files(program: str) -> list[InstalledFile]:
     """Return the files that every data plane of the host needs; ``program`` is the absolute path of this kumadp."""
     files = [

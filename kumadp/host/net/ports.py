@@ -91,6 +91,31 @@ def _explain(address: BindAddress, failure: OSError) -> Problem:
     return Problem(address.path, f"{where}: {failure.strerror}")
 
 
+class PortUse(Struct, frozen=True):
+    """Who has an address: ``holder`` is empty if it is free, ``pids`` are those that may be seen."""
+
+    address: BindAddress
+    holder: str = ""
+    pids: tuple[int, ...] = ()
+
+
+def port_uses(addresses: Iterable[BindAddress]) -> list[PortUse]:
+    """Return who has each of these addresses now; port 0 and host names are left out. May block."""
+    connections = functools.cache(_connections)
+    uses = []
+    for address in addresses:
+        if not address.port or not is_ip(address.host):
+            continue
+        failure = _try_bind(address)
+        if failure is None:
+            uses.append(PortUse(address))
+        elif failure.errno == errno.EADDRINUSE:
+            uses.append(PortUse(address, holder_of(address), tuple(_holders(address, connections()))))
+        else:
+            uses.append(PortUse(address, _explain(address, failure).message))
+    return uses
+
+
 def _connections() -> list[Any]:
     """Return all sockets that psutil lists; empty if it cannot read /proc, since this is only for messages."""
     try:
