@@ -91,6 +91,9 @@ def _application(application: Mapping[str, Any], now: float) -> str:
 def _rest(status: Status, now: float) -> Iterator[str]:
     if "application" in status:
         yield _line("application", on_one_line(_application(status["application"], now)))
+    if drain := status.get("drain"):
+        since = format_elapsed(now - drain["since"])
+        yield _line("drained", on_one_line(f"{drain['scope']}, for {since} (to undo it: kumadp drain --undo)"))
     if status["mode"] != "standalone":
         yield from _list("control plane", list(_control_plane(status, now)))
     if "token_expires" in status:

@@ -58,10 +58,16 @@ class StopEnded(Struct, frozen=True):
     """Every component has been left."""
 
 
-class Requested(Struct, frozen=True):
-    """A new epoch of Envoy (``reload``) or a new kumadp (``reexec``) is requested; ``answer`` gets the outcome."""
+Request = Literal["reload", "reexec", "drain-inbound", "drain-all", "undrain"]
 
-    what: Literal["reload", "reexec"]
+
+class Requested(Struct, frozen=True):
+    """A request to a running kumadp; ``answer`` gets the outcome.
+
+    A new epoch of Envoy (``reload``), a new kumadp (``reexec``), or a drain while everything keeps running, or its end.
+    """
+
+    what: Request
     why: str
     answer: asyncio.Future[str] | None = None
 

@@ -41,7 +41,7 @@ from kumadp.host.reexec.handover import HELD_SIGNALS, release_signals
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from kumadp.core.events import Event
+    from kumadp.core.events import Event, Request
     from kumadp.core.status import Status
     from kumadp.daemon.drain import Step
     from kumadp.envoy.workload_connections import Direction
@@ -87,8 +87,15 @@ class Driven(Protocol):
     async def fail_health_checks(self) -> None:
         """Have Envoy fail its health checks."""
 
+    @property
+    def inbound_drained(self) -> bool:
+        """Whether inbound counts as drained."""
+
     def note_inbound_drain(self) -> None:
         """From now on inbound counts as drained."""
+
+    async def change_drain(self, what: Request) -> str:
+        """Drain while everything keeps running, or end that; what came of it, in words. Raises KumadpError."""
 
     async def drain_inbound(self) -> None:
         """Have Envoy drain its inbound listeners and stay."""
@@ -124,7 +131,6 @@ class RunLoop:
         self._events = daemon.events
         self._tasks: set[asyncio.Task[None]] = set()
         self._stops = 0
-        self._inbound_drain_requested = False
         self._drain: asyncio.Task[None] | None = None
         self._rejected: KumadpError | None = None
         self._previous_known = not daemon.looks_back
@@ -207,14 +213,13 @@ class RunLoop:
         return outcome
 
     def _on_inbound_drain(self) -> None:
-        if self._inbound_drain_requested:
+        if self._daemon.inbound_drained:
             log.info("SIGUSR2 again: inbound is draining already")
             return
         if not self._daemon.serves:
             # A stop that comes later must not take for drained what starts after this.
             log.warning("SIGUSR2: no Envoy runs, so there is nothing to drain")
             return
-        self._inbound_drain_requested = True
         self._daemon.note_inbound_drain()
         log.info("SIGUSR2: draining inbound listeners, outbound goes on")
         self._spawn(bounded(self._daemon.drain_inbound(), "drain of inbound listeners"), "drain-inbound")
@@ -243,9 +248,12 @@ class RunLoop:
         """Do it; whatever goes wrong becomes a KumadpError, so that whoever requested it gets the reason."""
         if self._status.phase not in {Phase.READY, Phase.STARTING}:
             raise KumadpError(f"not while {self._status.phase.value}")
-        do = self._daemon.reload if request.what == "reload" else self._daemon.reexec
         try:
-            return await do(request.why)
+            if request.what == "reload":
+                return await self._daemon.reload(request.why)
+            if request.what == "reexec":
+                return await self._daemon.reexec(request.why)
+            return await self._daemon.change_drain(request.what)
         except KumadpError:
             raise
         except OSError as error:

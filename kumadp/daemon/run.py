@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kumadp.core.context import Context
-    from kumadp.core.events import Outcome
+    from kumadp.core.events import Outcome, Request
     from kumadp.core.status import Status
     from kumadp.daemon.drain import Step
     from kumadp.daemon.reload import Reload
@@ -277,25 +277,34 @@ class Daemon:
         """Whether an Envoy runs, started now or by a previous kumadp."""
         return self._parts.envoy.serves
 
+    @property
+    def inbound_drained(self) -> bool:
+        """Whether inbound counts as drained."""
+        return self._parts.envoy.inbound_drained
+
     def note_inbound_drain(self) -> None:
         """Count inbound as drained from now on."""
-        self._parts.envoy.note_inbound_drain()
+        self._parts.envoy.drain.note_inbound()
+
+    async def change_drain(self, what: Request) -> str:
+        """Drain while everything keeps running, or end that."""
+        return await self._parts.envoy.drain.change(what)
 
     async def fail_health_checks(self) -> None:
         """Have Envoy fail its health checks."""
-        await self._parts.envoy.fail_health_checks()
+        await self._parts.envoy.drain.fail_health_checks()
 
     async def drain_inbound(self) -> None:
         """Have Envoy drain its inbound listeners and stay."""
-        await self._parts.envoy.drain_inbound()
+        await self._parts.envoy.drain.drain_inbound()
 
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""
-        await self._parts.envoy.gone()
+        await self._parts.envoy.drain.gone()
 
     async def idle(self, direction: Direction) -> None:
         """Return once the workload has no connection of that direction through Envoy."""
-        await self._parts.envoy.idle(direction)
+        await self._parts.envoy.drain.idle(direction)
 
     def drain_steps(self, failed: bool) -> tuple[Step, ...]:
         """Return what to do before the stop."""

@@ -106,6 +106,7 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
     own_page.count_dns(dns.counters)
     log_levels = LogLevelsPart(context, lambda: envoy.admin, launch.log_status)
     envoy.observe(log_levels)
+    actions = {**actions, **envoy.drain.actions()}
     control = ControlPart(context, actions, {"log-level": log_levels.order}, {"/metrics": own_page.page})
     first: list[Part] = [parts.application, log_levels, control, ReadinessPart(context)]
     probes: list[Part] = [parts.virtual_probes, ProbeProxyPart(context, own, lambda: envoy.admin_address)]

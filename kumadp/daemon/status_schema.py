@@ -60,6 +60,13 @@ class ApplicationStatus(Struct, forbid_unknown_fields=True):
     ended: Annotated[str, field("How it ended; empty while it has not.")]
 
 
+class DrainStatus(Struct, forbid_unknown_fields=True):
+    """What is drained while everything keeps running (`kumadp drain`, SIGUSR2)."""
+
+    scope: Literal["inbound", "all"]
+    since: float
+
+
 class DescriptorStatus(Struct, forbid_unknown_fields=True):
     """Descriptors of kumadp itself: files, sockets, pipes."""
 
@@ -113,6 +120,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     reexec: Annotated[dict[str, Any] | UnsetType, field("How often kumadp was re-executed, and what failed.")] = UNSET
     dns: DnsStatus | UnsetType = UNSET
     application: ApplicationStatus | UnsetType = UNSET
+    drain: DrainStatus | UnsetType = UNSET
     log: LogStatus | UnsetType = UNSET
     crashes: CrashStatus | UnsetType = UNSET
     access_logs: AccessLogStatus | UnsetType = UNSET
@@ -144,6 +152,11 @@ class _EssentialApplication(Struct, frozen=True):
     pid: int | None
     started: _Moment | None
     ended: str
+
+
+class _EssentialDrain(Struct, frozen=True):
+    scope: str
+    since: _Moment
 
 
 class _EssentialRejection(Struct, frozen=True):
@@ -211,6 +224,7 @@ class Essentials(Struct):
     restart_required: list[str] = []
     reexec: _EssentialReexec = _EssentialReexec()
     application: _EssentialApplication | UnsetType = UNSET
+    drain: _EssentialDrain | UnsetType = UNSET
     log: _EssentialLog = _EssentialLog()
     crashes: _EssentialCrashes = _EssentialCrashes()
     access_logs: _EssentialAccessLogs = _EssentialAccessLogs()

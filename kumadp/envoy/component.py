@@ -40,6 +40,10 @@ _LONGEST_POLL = 0.25
 _NO_ENVOY_PAUSE = 0.5
 # A second request of this kind is ignored while listeners drain.
 _DRAIN_INBOUND = "/drain_listeners?inboundonly&graceful&skip_exit"
+_DRAINED = {
+    "inbound": "inbound is drained, and a new Envoy would accept connections again (kumadp drain --undo does that)",
+    "all": "it is drained, and a new Envoy would be sent requests again (kumadp drain --undo ends that)",
+}
 # Seconds without progress after which a cold restart that does not serve yet is reported as failed.
 COLD_IDLE = 15.0
 # Seconds: until a change is checked, as more may follow, and until its listeners have to be bound.
@@ -56,7 +60,7 @@ class EnvoyComponent:
         self._callbacks = callbacks
         self._on_progress = callbacks.epochs.on_progress
         self._hang_watch = options.hang_watch
-        self._inbound_drained = options.inbound_drained
+        self._drained = options.drained
         self._failing_health: asyncio.Future[None] | None = None
         self._liveness = LivenessCheck(callbacks.on_unresponsive)
         adopted = options.adopted
@@ -122,9 +126,8 @@ class EnvoyComponent:
         reason, or with ``allow_cold`` done by a restart, which is an outage. At most one reload waits for the one under
         way, and the newest wins. If any step fails, the old Envoy keeps serving.
         """
-        if self._inbound_drained or self._callbacks.is_stopping():
-            inbound = "inbound is drained, and a new Envoy would accept connections again"
-            reason = inbound if self._inbound_drained else "everything stops"
+        if self._drained or self._callbacks.is_stopping():
+            reason = _DRAINED[self._drained] if self._drained else "everything stops"
             return ReloadOutcome(ReloadKind.REFUSED, reason, self._runner.state.epoch, 0.0)
         return await self._runner.reload(why, plan, allow_cold=allow_cold)
 
@@ -190,9 +193,29 @@ class EnvoyComponent:
 
     async def drain_inbound(self) -> None:
         """Drain the inbound listeners and keep running (Kuma 2.8: what SIGUSR2 requests); raises OSError."""
-        self._inbound_drained = True
+        self._drained = "inbound"
         await self._runner.settled()
         await post(self.admin, _DRAIN_INBOUND)
+
+    async def accept_inbound(self) -> ReloadOutcome:
+        """Replace an Envoy whose inbound has drained by one with open listeners: by hot restart alone."""
+        self._drained = ""
+        outcome = await self.reload("inbound is to be accepted again")
+        if not outcome.serves:
+            self._drained = "inbound"
+        return outcome
+
+    async def keep_failing_health_checks(self) -> None:
+        """Fail the health checks of this Envoy and those that follow it, while all run; raises OSError."""
+        self._drained = "all"
+        await self._runner.settled()
+        await post(self.admin, "/healthcheck/fail")
+
+    async def pass_health_checks(self) -> None:
+        """Undo `keep_failing_health_checks`; raises OSError."""
+        await self._runner.settled()
+        await post(self.admin, "/healthcheck/ok")
+        self._drained = ""
 
     def _on_change(self, report: ChildReport) -> None:
         if report.pid is None and report.state is not ChildState.STARTING:
@@ -229,20 +252,20 @@ class EnvoyComponent:
         self._was_live = True
         self._callbacks.on_not_ready("")
         self._runner.on_live()
-        if self._inbound_drained:
-            await self._drain_inbound_again()
+        if self._drained:
+            await self._drain_again("/healthcheck/fail" if self._drained == "all" else _DRAIN_INBOUND)
 
     async def _watch_progress(self, pid: int) -> None:
         """Report a cold restart that makes no progress as failed; it is waited for all the same."""
         watch = ProgressWatch(COLD_IDLE, self._server.counts, self._on_progress)
         self._runner.on_overdue(f"it does not serve: {await watch.overdue(pid)}; still waiting for it")
 
-    async def _drain_inbound_again(self) -> None:
-        """Repeat the drain: an Envoy started since accepts inbound again; an adopted one may not have received it."""
+    async def _drain_again(self, path: str) -> None:
+        """Repeat the drain: an Envoy started since accepts requests; an adopted one may not have received it."""
         try:
-            await post(self.admin, _DRAIN_INBOUND)
+            await post(self.admin, path)
         except OSError as error:
-            log.warning("inbound was drained before; draining it again failed: %s", error)
+            log.warning("Envoy was drained before; draining it again failed: %s", error)
 
     async def _watch_liveness(self) -> None:
         """Report an Envoy that stops answering, and that it answers again."""

@@ -14,9 +14,9 @@ from kumadp.core.part import Handed, Part
 from kumadp.core.phases import Phase
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.component import EnvoyComponent
+from kumadp.envoy.drain import EnvoyDrain, Scope
 from kumadp.envoy.launch import CONFIGURED_BY, configured_by, launch_argv, launch_description, restart_budget
 from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
-from kumadp.envoy.previous_envoy import PreviousEnvoy
 from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState, Plan
 from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 from kumadp.errors import HandoverFailed
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from kumadp.core.previous import Previous
     from kumadp.envoy.admin import AdminClient
     from kumadp.envoy.version import EnvoyVersion
-    from kumadp.envoy.workload_connections import Direction
     from kumadp.process.child import Child, Command
     from kumadp.process.supervisor import ChildReport
     from kumadp.settings.model import Settings
@@ -50,6 +49,16 @@ class EnvoySection(msgspec.Struct, frozen=True):
     state: EnvoyState
     started_as: tuple[str, ...] = ()
     inbound_drained: bool = False
+    """As older programs hand it over."""
+    drained: Scope = ""
+    drained_at: float = 0.0
+
+
+class DrainRecord(msgspec.Struct, frozen=True):
+    """What is drained while everything keeps running, for a kumadp that adopts Envoy."""
+
+    scope: Scope
+    since: float
 
 
 class EnvoyPart(Part):
@@ -68,7 +77,7 @@ class EnvoyPart(Part):
         self._epochs: dict[int, int] = {}
         self._adopted: AdoptedEnvoy | None = None
         self._recorded = False
-        self._inbound_drained = False
+        self.drain = EnvoyDrain(context, lambda: self.component, lambda: self._adopted)
         self.started_as: tuple[str, ...] = ()
         self.component: EnvoyComponent | None = None
 
@@ -98,9 +107,12 @@ class EnvoyPart(Part):
         state = section.state if section is not None else previous.recorded("envoy", EnvoyState)
         if section is not None:
             self.started_as = section.started_as
-            self._inbound_drained = section.inbound_drained
+            self.drain.resume(section.drained or ("inbound" if section.inbound_drained else ""), section.drained_at)
         else:
             self.started_as = previous.recorded("started_as", tuple[str, ...]) or ()
+            drained = previous.recorded("drained", DrainRecord)
+            if drained is not None and state is not None:
+                self.drain.resume(drained.scope, drained.since)
         current = previous.claim(state.current) if state is not None else None
         if state is None or current is None:
             return
@@ -183,7 +195,7 @@ class EnvoyPart(Part):
                 if hot
                 else None,
                 adopted=adopted,
-                inbound_drained=self._inbound_drained and adopted is not None,
+                drained=self.drain.scope if adopted is not None else "",
                 past=context.previous.past_of("envoy"),
             ),
             EnvoyCallbacks(
@@ -241,14 +253,19 @@ class EnvoyPart(Part):
     def record(self) -> Mapping[str, object]:
         """Return the epochs, and how Envoy was started."""
         exported = self.component.export(starting=True) if self.component is not None else None
-        return {"envoy": exported, "started_as": self.started_as} if exported is not None else {}
+        if exported is None:
+            return {}
+        drained = {"drained": DrainRecord(self.drain.scope, self.drain.since)} if self.drain.scope else {}
+        return {"envoy": exported, "started_as": self.started_as, **drained}
 
     def hand_over(self) -> Handed:
         """Return the epochs; raises HandoverFailed while Envoy is being started or replaced."""
         state = self.component.export() if self.component is not None else None
         if state is None:
             raise HandoverFailed("Envoy is being started or replaced", "retry when it serves")
-        return Handed(EnvoySection(state, self.started_as, self._inbound_drained))
+        return Handed(
+            EnvoySection(state, self.started_as, self.drain.scope == "inbound", self.drain.scope, self.drain.since)
+        )
 
     def kill(self) -> None:
         """Kill every Envoy at once."""
@@ -274,40 +291,11 @@ class EnvoyPart(Part):
     @property
     def inbound_drained(self) -> bool:
         """Whether inbound has drained, so that a stop waits for nothing (SIGUSR2 came before, Kuma 2.8)."""
-        return self._inbound_drained
+        return self.drain.scope == "inbound"
 
-    def note_inbound_drain(self) -> None:
-        """Count inbound as drained from now on, also if Envoy does not answer."""
-        self._inbound_drained = True
-
-    async def fail_health_checks(self) -> None:
-        """Have Envoy fail its health checks."""
-        if (envoy := self._drained) is not None:
-            await envoy.fail_health_checks()
-
-    async def drain_inbound(self) -> None:
-        """Have Envoy drain its inbound listeners."""
-        if (envoy := self._drained) is not None:
-            await envoy.drain_inbound()
-
-    async def idle(self, direction: Direction) -> None:
-        """Return once the workload has no connection of that direction through Envoy."""
-        from kumadp.envoy.workload_connections import until_idle
-
-        if self._adopted is not None:
-            await self._context.serving_begun.wait()
-        if self.component is not None:
-            await until_idle(self.component.admin, direction)
-
-    async def gone(self) -> None:
-        """Return once Envoy has ended."""
-        if (envoy := self._drained) is not None:
-            await envoy.wait_ended()
-
-    @property
-    def _drained(self) -> EnvoyComponent | PreviousEnvoy | None:
-        """The Envoy that a drain is about, also one that was left and is not adopted yet."""
-        return self.component or (PreviousEnvoy(self._adopted) if self._adopted is not None else None)
+    def status(self) -> Mapping[str, object]:
+        """Return what is drained."""
+        return self.drain.status()
 
     # What the component reports
 

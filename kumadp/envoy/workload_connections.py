@@ -34,7 +34,7 @@ _INBOUND = (
 )
 _ACTIVE = ".downstream_cx_active"
 _ADDRESS = re.compile(r"\[|\d+\.\d+\.\d+\.\d+_")
-_STATS = r"^listener\..*\.downstream_cx_active$"
+STATS = r"^listener\..*\.downstream_cx_active$"
 
 
 def workload_connections(listeners: Mapping[str, Any], stats: Mapping[str, int], direction: Direction = "both") -> int:
@@ -90,7 +90,7 @@ async def until_idle(admin: AdminClient, direction: Direction = "both", pause: f
     while True:
         try:
             _, body = await admin.get("/listeners?format=json")
-            if workload_connections(decode_json(body), await admin.stats(_STATS), direction) == 0:
+            if workload_connections(decode_json(body), await admin.stats(STATS), direction) == 0:
                 return
         except (AdminUnreachable, ValueError):
             pass

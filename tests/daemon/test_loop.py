@@ -82,6 +82,10 @@ class RememberingDaemon:
     async def drain_inbound(self) -> None:
         self.calls.append("drain inbound")
 
+    async def change_drain(self, what: str) -> str:
+        self.calls.append(what)
+        return "done"
+
     async def envoy_gone(self) -> None:
         await self.gone.wait()
 
