@@ -17,7 +17,7 @@ PROGRESS := $(PYTHON) .ci/progress
 WORKERS ?= 3
 TYPES := .cache/types.log
 
-.PHONY: help demo test quick lint types bench attack faults sample clean coredns deb compatibility lock
+.PHONY: help demo test quick lint types bench attack faults fuzz sample clean coredns deb compatibility lock
 help:
 	@echo "make demo    a real Envoy in front of a small workload, with a table of what to try (Ctrl-C ends it)"
 	@echo "make test    lint, types and the whole test suite; NEWEST=1 or OLDEST=1: with the newest dependencies, or the oldest"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench KUMA_CP=... KUMADP_BENCH_PEER=.../kuma-dp    compare with kuma-dp (15 minutes); ONLY=dns one, ALL=1 all"
 	@echo "make attack  the attacks in tests/attack, including the long ones"
 	@echo "make faults  faults with traffic running, all of them; writes the table in tests/README.md; ONLY=expr some (pytest -k)"
+	@echo "make fuzz    a minute of mutated inputs for each parser of outside bytes; SECONDS=5 for less, ONLY=dns some of them"
 	@echo "make compatibility KUMA_CP=... VERSION=...    run what the table in tests/README.md lists, and write it"
 	@echo "make sample  generate configs/kumadp.yaml from the settings"
 	@echo "make deb     a Debian package for this host's Python, in dist"
@@ -41,7 +42,7 @@ test: $(VENV)/.ready-dev coredns
 	@$(BIN)/ruff format --check kumadp tests
 	@$(BIN)/ruff check kumadp tests
 	@mkdir -p $(dir $(TYPES)); $(BIN)/mypy >$(TYPES) 2>&1 & types=$$!; \
-	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not bench and not attack and not faults"; tests=$$?; \
+	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not bench and not attack and not faults and not fuzz"; tests=$$?; \
 	  wait $$types; types=$$?; cat $(TYPES); [ $$types = 0 ] && exit $$tests
 
 quick: $(VENV)/.ready-dev
@@ -64,6 +65,9 @@ attack: $(VENV)/.ready-dev
 faults: $(VENV)/.ready-dev coredns
 	@$(WITH_COREDNS) KUMADP_FAULTS=1 $(BIN)/pytest -q -p no:xdist $(if $(ONLY),-k "$(ONLY)") tests/faults; \
 	  failed=$$?; $(BIN)/python -m tests.support.fault_table; exit $$failed
+
+fuzz: $(VENV)/.ready-dev
+	@$(if $(SECONDS),KUMADP_FUZZ_SECONDS=$(SECONDS)) $(BIN)/pytest -q -p no:xdist -m fuzz $(if $(ONLY),-k $(ONLY)) tests/fuzz
 
 sample: $(VENV)/.ready-dev
 	@$(BIN)/python -m kumadp.settings.sample > configs/kumadp.yaml

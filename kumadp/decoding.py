@@ -56,6 +56,17 @@ def convert(value: object, kind: type[T]) -> T:
         raise Undecodable(_reason(error)) from None
 
 
+def is_deeper(value: object, levels: int) -> bool:
+    """Return whether mappings and lists are nested deeper than that: a walk over them would overflow the stack."""
+    held = [value]
+    for _ in range(levels + 1):
+        holders = [each for each in held if isinstance(each, dict | list)]
+        if not holders:
+            return False
+        held = [each for holder in holders for each in (holder.values() if isinstance(holder, dict) else holder)]
+    return True
+
+
 def repair(data: bytes) -> str:
     """Return a JSON text with U+FFFD for invalid UTF-8 and for halves of surrogate pairs, as Go's encoding/json."""
     text = data.decode("utf-8", "replace")

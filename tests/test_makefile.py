@@ -39,6 +39,7 @@ SHOWN_BY = {
     "bench": "test_it_collects_without_plugins_and_one_item_runs",
     "attack": "test_it_collects_without_plugins_and_one_item_runs",
     "faults": "test_it_collects_without_plugins_and_one_item_runs",
+    "fuzz": "test_it_collects_without_plugins_and_one_item_runs",
     "compatibility": "test_compatibility_without_a_control_plane_changes_nothing",
     "sample": "test_sample_is_the_one_that_is_here",
     "deb": "test_deb_builds_what_the_package_test_builds",
@@ -179,14 +180,16 @@ def test_deb_builds_what_the_package_test_builds() -> None:
         ("bench", "test_start_to_bootstrap_request"),
         ("attack", "test_nonsense_is_an_error_that_names_what_is_wrong"),
         ("faults", "test_every_group_is_known"),
+        ("fuzz", "test_mutated_inputs_for_a_minute and token"),
     ],
 )
 def test_it_collects_without_plugins_and_one_item_runs(tree: Path, target: str, item: str) -> None:
     path = f"{bare_path(tree / 'p', 'coredns')}:{os.environ['PATH']}"
     collected = make(tree, target, PYTEST_ADDOPTS=f"--collect-only {WITHOUT}", PATH=path)
     assert collected.returncode == 0, collected.stdout + collected.stderr
-    assert item in collected.stdout
-    done = make(tree, target, PYTEST_ADDOPTS=f"{WITHOUT} -k {item}", PATH=path, KUMADP_BENCH_ROUNDS="1")
+    assert item.split()[0] in collected.stdout
+    environ = {"KUMADP_BENCH_ROUNDS": "1", "KUMADP_FUZZ_SECONDS": "0.5"}
+    done = make(tree, target, PYTEST_ADDOPTS=f"{WITHOUT} -k '{item}'", PATH=path, **environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d+ passed", done.stdout)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from kumadp.bootstrap.fields import get
-from kumadp.decoding import Undecodable, decode_json
+from kumadp.decoding import Undecodable, decode_json, is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +57,8 @@ _DURATION = re.compile(r"-?[0-9]+(?:\.[0-9]+)?s")
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]+)?")
 _CAMEL = re.compile(r"_([a-z])")
 _LONGEST = 60
+# No Dataplane is nested deeper (levels).
+_DEEPEST = 100
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, hot: bool = True) -> list[Difference]:
@@ -155,9 +157,11 @@ def _inner(name: str, value: Any) -> Any:
     """Decode the Dataplane, which is JSON text in the node's metadata."""
     if name == _RESOURCE and isinstance(value, str):
         try:
-            return decode_json(value)
+            decoded = decode_json(value)
         except Undecodable:
             return value
+        # The decoder takes deeper trees than can be walked.
+        return value if is_deeper(decoded, _DEEPEST) else decoded
     return value
 
 

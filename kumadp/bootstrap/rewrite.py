@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import copy
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -166,7 +165,7 @@ def _data(source: Any, where: str) -> bytes | None:
     if encoded := get(source, "inlineBytes"):
         try:
             return base64.b64decode(str(encoded), validate=True)
-        except binascii.Error:
+        except ValueError:
             raise BootstrapError([Problem(where, "the CA is not base64")]) from None
     return None
 

@@ -58,7 +58,7 @@ async def exposing_listeners(
         }
         targets_of = {str(get(listener, "name")): _targets(listener, admin.address, routes) for listener in listeners}
         to_admin = await _leading(admin, {target for targets in targets_of.values() for target in targets})
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the admin's answer has another structure: {type(error).__name__}") from None
     return [
         f"{name} by {target}"

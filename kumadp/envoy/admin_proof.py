@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import re
 import socket
 import stat
 import time
@@ -42,6 +43,8 @@ _CONFIRMATIONS = 3
 _RETRY_AFTER = 1.0
 # proc_net(5), /proc/net/unix: __SO_ACCEPTCON in the flags.
 _LISTENS = 0x10000
+# A line of that table: address, three numbers (the third: flags), type, state, inode, path.
+_UNIX_SOCKET = re.compile(rb"^\S++ ++\S++ ++\S++ ++([0-9A-Fa-f]{1,8}) ++\S++ ++\S++ ++([0-9]++) ([^\n]++)$", re.M)
 
 
 class PendingProof:
@@ -251,16 +254,24 @@ def _open_sockets(pid: int, admin: AdminAddress) -> list[str]:
     """Return Unix sockets of the process that other users may connect to, also from another container."""
     try:
         inodes = {link[8:-1] for link in _descriptors(pid) if link.startswith("socket:[")}
-        lines = Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]
+        own = listening_paths(Path(f"/proc/{pid}/net/unix").read_bytes(), inodes)
     except OSError as error:
         if is_exhausted(error):
             raise
         return []
-    fields = [line.split(maxsplit=7) for line in lines]
-    own = [line[7] for line in fields if len(line) == 8 and int(line[3], 16) & _LISTENS and line[6] in inodes]
     # An abstract socket is reached from this host's network only, as an admin on loopback is.
     only_paths = isinstance(admin, TcpAdmin)
     return sorted({path for path in own if _open_to_others(path) and not (only_paths and path[0] == "@")})
+
+
+def listening_paths(table: bytes, inodes: Collection[str]) -> list[str]:
+    """Return the paths of listening Unix sockets with these inodes, by the kernel's table (proc_pid_net(5): unix).
+
+    A path may hold any bytes, line ends too: any process of this network namespace can add lines of any content. They
+    add paths at most; each is probed, and only an answer of our own admin counts.
+    """
+    matches = _UNIX_SOCKET.finditer(table)
+    return [os.fsdecode(match[3]) for match in matches if int(match[1], 16) & _LISTENS and match[2].decode() in inodes]
 
 
 def _descriptors(pid: int) -> list[str]:

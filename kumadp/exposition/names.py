@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from kumadp.exposition.reader import split_lines
+
 ALLOW, UNDERSCORES, DOTS, VALUES = "allow-utf-8", "underscores", "dots", "values"
 SCHEMES = frozenset({ALLOW, UNDERSCORES, DOTS, VALUES})
 # Of scrapers that name no scheme (prometheus/common: NameEscapingScheme).
@@ -78,7 +80,7 @@ def escaped_samples(samples: bytes, scheme: str) -> bytes:
     """Return the lines with names in the legacy form; a line in which two labels would get the same name is dropped."""
     if scheme == ALLOW or not has_quoted(samples):
         return samples
-    return b"".join(_line(line, scheme) for line in samples.splitlines(keepends=True))
+    return b"".join(_line(line, scheme) for line in split_lines(samples))
 
 
 def _line(line: bytes, scheme: str) -> bytes:

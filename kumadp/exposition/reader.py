@@ -222,7 +222,7 @@ class ExpositionReader:
             yield from self._return_lines(family, lines)
             return
         pending: list[bytes] = []
-        for line in lines.splitlines(keepends=True):
+        for line in split_lines(lines):
             quoted, plain = _NAME_OF_LINE.match(line).groups()  # type: ignore[union-attr]  # it matches anything
             name = quoted or plain
             family = self._family
@@ -244,6 +244,14 @@ class ExpositionReader:
             self.invalid.add(family.name)
             return
         yield Piece(family, lines)
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """Return the lines with their newlines; values of labels may have carriage returns, which end no line."""
+    if b"\r" not in data:
+        return data.splitlines(keepends=True)
+    *lines, rest = data.split(b"\n")
+    return [line + b"\n" for line in lines] + ([rest] if rest else [])
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -52,10 +52,10 @@ class OomKills:
         if self.file is None:
             return None
         try:
-            lines = self.file.read_text().splitlines()
+            lines = self.file.read_text(errors="replace").splitlines()
         except OSError:
             return None
-        counters = dict(line.split(maxsplit=1) for line in lines if " " in line)
+        counters = dict(line.split(maxsplit=1) for line in lines if len(line.split()) > 1)
         try:
             return int(counters["oom_kill"])
         except (KeyError, ValueError):

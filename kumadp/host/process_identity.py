@@ -11,6 +11,8 @@ import msgspec
 from kumadp.host.descriptors import is_gone
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+# Places in what `stat_fields` returns: fields 3 and 22 of proc_pid_stat(5).
+_STATE, _START_TIME = 0, 19
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DELETED = " (deleted)"
 
@@ -35,16 +37,20 @@ def identity_of(pid: int) -> ProcessIdentity | None:
     Raises OSError if that cannot be determined, e.g. with too many open files.
     """
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        after_name = stat_fields(Path(f"/proc/{pid}/stat").read_bytes())
         uid = Path(f"/proc/{pid}").stat().st_uid
     except OSError as error:
         if is_gone(error) or isinstance(error, PermissionError):
             return None
         raise
-    # Fields 3 (state) and 22 (start time) of proc(5); the name before them may hold anything.
-    if after_name[0] in {b"Z", b"X"}:
+    if after_name[_STATE] in {b"Z", b"X"}:
         return None
-    return ProcessIdentity(pid, int(after_name[19]), uid, _exe(pid))
+    return ProcessIdentity(pid, int(after_name[_START_TIME]), uid, _exe(pid))
+
+
+def stat_fields(stat: bytes) -> list[bytes]:
+    """Return the fields of proc_pid_stat(5) from the third one on: the name before them may hold any bytes."""
+    return stat.rpartition(b")")[2].split()
 
 
 def start_time_of(pid: int) -> int | None:
@@ -53,7 +59,7 @@ def start_time_of(pid: int) -> int | None:
     Raises OSError if that cannot be determined.
     """
     try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+        return int(stat_fields(Path(f"/proc/{pid}/stat").read_bytes())[_START_TIME])
     except OSError as error:
         if is_gone(error) or isinstance(error, PermissionError):
             return None

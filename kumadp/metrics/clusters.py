@@ -10,7 +10,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from kumadp.exposition.reader import SAMPLE, SLICE, Piece
+from kumadp.exposition.reader import SAMPLE, SLICE, Piece, split_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -87,7 +87,7 @@ def _has(line: bytes, label: bytes) -> bool:
 
 def _all_have(lines: bytes, label: bytes) -> bool:
     return lines.count(b"{" + label) + lines.count(b"," + label) == lines.count(b"\n") or all(
-        _has(line, label) for line in lines.splitlines()
+        _has(line, label) for line in split_lines(lines)
     )
 
 
@@ -104,14 +104,14 @@ def _mark(lines: bytes, label: bytes, internal: tuple[bytes, ...]) -> bytes:
                 pattern = rb"([{,]" + re.escape(label + value) + rb'"[^\n]*+)\n'
                 marked = re.sub(pattern, lambda match: match[1].replace(_MARK, b"} ") + b"\n", marked)
         return marked
-    return b"".join(_mark_line(line, label, internal) for line in lines.splitlines(keepends=True))
+    return b"".join(_mark_line(line, label, internal) for line in split_lines(lines))
 
 
 def _mark_line(line: bytes, label: bytes, internal: tuple[bytes, ...]) -> bytes:
     match = re.search(rb"[{,]" + re.escape(label) + _VALUE, line)
-    if match is None or match[1] in internal:
+    end = line.rfind(b"}")
+    if match is None or match[1] in internal or end < match.end():
         return line
-    end = line.rindex(b"}")
     return line[:end].rstrip(b" \t,") + _MARK + line[end + 1 :].lstrip(b" \t")
 
 
@@ -120,7 +120,8 @@ def _summed(buffered: list[bytes]) -> Iterator[bytes]:
     values: dict[bytes, bytes] = {}
     sums: dict[bytes, float] = {}
     while buffered:
-        for line in _without_hashes(buffered.pop()).splitlines():
+        for whole in split_lines(_without_hashes(buffered.pop())):
+            line = whole.removesuffix(b"\n")
             series, _, value = line.rpartition(b" ")
             if series[-1:] != b"}":
                 # A timestamp, which a sum does not have, or unusual spaces.

@@ -47,7 +47,8 @@ _PROTOBUF = "application/vnd.google.protobuf"
 # The types of the text format for those of OpenMetrics.
 _IN_TEXT = {b"unknown": b"untyped", b"info": b"gauge", b"stateset": b"gauge", b"gaugehistogram": b"untyped"}
 _CREATED = re.compile(rb"^[^{ \t\n]+_created[{ \t][^\n]*\n", re.M)
-_TIMESTAMPED = re.compile(rb"[ \t][-+0-9.]+[ \t]+[-+0-9.eE]+[ \t]*(?:#[^\n]*)?\n")
+# A value of any spelling (NaN, 1e5) with a timestamp behind it.
+_TIMESTAMPED = re.compile(rb"[ \t][^ \t\n]++[ \t]++[-+0-9.eE]++[ \t]*+(?:#[^\n]*+)?\n")
 
 
 def _media(text: str) -> tuple[str, dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from kumadp.exposition.reader import Piece
+from kumadp.exposition.reader import Piece, split_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Labels:
             return _BARE.sub(rb"\1{" + self._text.replace(b"\\", b"\\\\") + rb"} ", lines)
         if lines.count(b'"} ') == count == lines.count(b"}"):
             return lines.replace(b'"} ', b'",' + self._text + b"} ")
-        return b"".join(self._line(line) for line in lines.splitlines(keepends=True))
+        return b"".join(self._line(line) for line in split_lines(lines))
 
     def _line(self, line: bytes) -> bytes:
         match = _SERIES_OF_LINE.match(line)

@@ -18,6 +18,8 @@ SIGNALS = ("traces", "logs", "metrics")
 GRPC, HTTP = "grpc", "http/protobuf"
 _PREFIX = "OTEL_EXPORTER_OTLP_"
 # Kuma's names of the fields, and the suffixes of their variables.
+# Of a timeout in milliseconds; more are none that anybody means.
+_MOST_DIGITS = 18
 _FIELDS = {
     "endpoint": "ENDPOINT",
     "protocol": "PROTOCOL",
@@ -56,7 +58,7 @@ class OtelVariables(Struct, frozen=True):
     def timeout(self) -> float | None:
         """The timeout in seconds; the variable is in milliseconds."""
         text = self["timeout"] or ""
-        return int(text) / 1000 if text.isascii() and text.isdigit() else None
+        return int(text) / 1000 if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
 
     @property
     def gzip(self) -> bool | None:

@@ -299,7 +299,8 @@ def read_copy(path: Path, binding: Binding, max_age: float, now: float) -> LastG
             raise LastGoodUnusable("others could read or change it", "its mode must be 0600")
         if facts.st_size > LARGEST:
             raise LastGoodUnusable("it is too large")
-        data = file.read(LARGEST + 1)
+        # Not `LARGEST`: so much would be allocated.
+        data = file.read(facts.st_size)
     age = now - facts.st_mtime
     if age > max_age:
         raise LastGoodUnusable(f"it is {age / 3600:.1f} hours old", "--last-good-max-age")

@@ -19,6 +19,7 @@ from kumadp.controlplane.response_rules import _retry_after
 from kumadp.controlplane.token import check_token, expires_at
 from kumadp.decoding import decode_json, repair
 from kumadp.dns import message, resolvconf
+from kumadp.dns.coredns import corefile_check
 from kumadp.dns.coredns import template as corefile
 from kumadp.envoy.server_state import configuration_error
 from kumadp.envoy.version import is_supported
@@ -202,6 +203,12 @@ CASES = [
     Hostile("Corefile template of ifs", _repeated("{{if .X}}a"), lambda text: corefile.render(text, {"X": 1}, "t")),
     Hostile("Corefile template of comments", _repeated("{{/* "), lambda text: corefile.render(text, {}, "t")),
     Hostile("Corefile template of blanks", _repeated(" ", "-}}", "{{ -"), lambda text: corefile.render(text, {}, "t")),
+    Hostile(
+        "CoreDNS's output of paths",
+        _repeated("/Corefile" * 200 + "\n"),
+        lambda text: corefile_check._parse(text, ""),
+        1 << 17,
+    ),
     Hostile("mustache", _repeated("{{"), lambda text: load_resource(text, "dp")),
     Hostile("mustache tags", _repeated("{{a}}\n"), lambda text: load_resource(text, "dp")),
     Hostile("mustache sections", _repeated("{{#a}}"), lambda text: load_resource(text, "dp")),

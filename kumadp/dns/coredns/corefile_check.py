@@ -25,7 +25,9 @@ DEADLINE = 10.0
 # 1.14: MakeServers): a duplicate zone at the end makes a CoreDNS exit that has loaded the Corefile.
 _DUPLICATE = "kumadp-trial.invalid"
 _END = f"\n{_DUPLICATE}:1 {{\n}}\n{_DUPLICATE}:1 {{\n}}\n"
-_PLACE = re.compile(r"(?:(?P<before>.*?): )?(?P<file>\S*/Corefile\S*):(?P<line>\d+) - (?P<text>.*)")
+# The end of a path, a line, and what is wrong there. CoreDNS quotes names of the Corefile, which can be anything: no
+# character may be read more than twice.
+_PLACE = re.compile(r"/Corefile[^\s:/]*+:(?P<line>[0-9]{1,9}) - (?P<text>.*)")
 _LONGEST_LINE = 2000
 _NOISE = ("maxprocs:", "[INFO]", "[DEBUG]")
 
@@ -67,7 +69,8 @@ def _parse(output: str, corefile: str) -> CorefileRejection | None:
         return CorefileRejection(lines[-1] if lines else "it exits at once without giving a reason")
     # An unclosed block is reported with a line of `_END`: the last line of the Corefile is meant.
     line = min(int(placed["line"]), corefile.rstrip("\n").count("\n") + 1)
-    before = f"{placed['before']}: " if placed["before"] else ""
+    before = placed.string[: placed.string.rfind(" ", 0, placed.start()) + 1]
+    before = before if before.endswith(": ") else ""
     if _DUPLICATE in placed["text"]:
         return CorefileRejection("a } is superfluous, or a { is missing", line)
     return CorefileRejection(before + placed["text"], line)
