@@ -48,6 +48,7 @@ class SharedMemory(Struct, frozen=True):
 
 
 _DEFAULT_MEMORY = SharedMemory()
+LOCKED = "an epoch that ended too early has locked hot restart"
 
 
 class BaseIdFiles:

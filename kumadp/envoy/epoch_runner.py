@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.envoy import epochs
 from kumadp.envoy.argv import epoch_argv
-from kumadp.envoy.base_id import BaseIdFiles, new_base_id
+from kumadp.envoy.base_id import LOCKED, BaseIdFiles, new_base_id
 from kumadp.envoy.epochs import EpochStage, EpochState, ReloadKind, ReloadRequest
 from kumadp.envoy.generations import Generations
 from kumadp.envoy.reload import EnvoyState, ReloadOutcome, ReloadRequests, check, command_of
@@ -94,9 +94,9 @@ class EpochRunner:
             self._feed(epochs.Stopping())
 
     def export(self, *, starting: bool) -> EnvoyState | None:
-        """Return what another kumadp needs to adopt Envoy; None if none serves (or starts), and during a hand-over."""
-        child = self.supervisor.child
-        stages = {EpochStage.SERVING, EpochStage.STARTING} if starting else {EpochStage.SERVING}
+        """Return what another kumadp needs to adopt Envoy; without ``starting``: None unless SERVING."""
+        child, coming = self.supervisor.child, self._new if self.is_handing_over else None
+        stages = {EpochStage.SERVING, *((EpochStage.STARTING, EpochStage.HANDOVER) if starting else ())}
         # The fallback for a dead parent would not outlive execve(2), and the current Envoy would abort without it.
         has_fallback = not starting and (self._dead_parent is not None or any(old.ended for old in self._retiring))
         if self.state.stage not in stages or child is None or child.ended or has_fallback:
@@ -108,11 +108,13 @@ class EpochRunner:
             current=child.pid,
             retiring=next((old.pid for old in self._retiring), self._dead_parent) if self.state.retiring else None,
             locked=self._locked,
-            generation=self._generations.newest,
+            generation=self._generations.newest - (coming is not None),
             retires_at=self._due.latest,
             protocol=self._info.protocol if self._info is not None else "",
             workers=self._info.workers if self._info is not None else 0,
             admin=str(self._admin.address),
+            coming=coming.pid if coming is not None else None,
+            shutdown=self.hot.parent_shutdown(self._start.blocks) if self.hot is not None else 0.0,
         )
 
     # Called for the current epoch, by the supervisor through the component.
@@ -154,9 +156,12 @@ class EpochRunner:
         self._info = ServerInfo(state.epoch, "LIVE", state.protocol, state.workers) if state.protocol else None
         self._due = Due(state.retires_at, state.retires_at)
         self._locked = state.locked
+        if state.coming is not None and self._base is not None:
+            self._locked = "" if self._base.unlock() else LOCKED
         self._dead_parent = adopted.dead_parent
         retiring = (adopted.retiring or adopted.dead_parent) is not None
-        self._feed(epochs.EpochAdopted(state.epoch, state.blind, retiring))
+        repair = state.coming is not None and not self._locked
+        self._feed(epochs.EpochAdopted(state.epoch, state.blind, retiring, repair))
         self._generations.begin_at(state.generation if adopted.retiring is None else state.generation - 1)
         if adopted.retiring is not None:
             self._retiring.add(adopted.retiring)
@@ -283,7 +288,7 @@ class EpochRunner:
                 unlocked, lost = await asyncio.to_thread(base.unlock), await takeover.lost()
                 # By now the old epoch may have ended too, and another one begun on a new base id.
                 if base is self._base:
-                    self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
+                    self._locked = "" if unlocked else LOCKED
                     self._feed(epochs.EpochFailed(reason, lost, unlocked))
         finally:
             if not self.is_handing_over:

@@ -73,6 +73,8 @@ class EpochAdopted(Struct, frozen=True):
     epoch: int
     blind: bool
     retiring: bool
+    repair: bool = False
+    """A hand-over has failed while no kumadp ran: start another epoch to get the admin back."""
 
 
 class EpochLive(Struct, frozen=True):
@@ -208,6 +210,9 @@ def step(state: EpochState, event: Event) -> Step:
         case EpochAdopted():
             stage = EpochStage.SERVING if event.blind else EpochStage.STARTING
             adopted = replace(state, stage=stage, epoch=event.epoch, blind=event.blind, retiring=event.retiring)
+            if event.repair:
+                again = SpawnEpoch(event.epoch + 1, repair=True)
+                return replace(adopted, stage=EpochStage.HANDOVER, repairing=True), (again,)
             return replace(adopted, adopted=not event.blind), ()
         case EpochLive():
             return _live(state, event)

@@ -18,6 +18,7 @@ from kumadp.envoy.drain import EnvoyDrain, Scope
 from kumadp.envoy.launch import CONFIGURED_BY, configured_by, launch_argv, launch_description, restart_budget
 from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
 from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState, Plan
+from kumadp.envoy.takeover import resumed
 from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 from kumadp.errors import HandoverFailed
 from kumadp.host.net.ports import BindAddress, check_ports
@@ -113,6 +114,8 @@ class EnvoyPart(Part):
             drained = previous.recorded("drained", DrainRecord)
             if drained is not None and state is not None:
                 self.drain.resume(drained.scope, drained.since)
+        if state is not None and state.coming is not None:
+            state = resumed(state, previous.pids)
         current = previous.claim(state.current) if state is not None else None
         if state is None or current is None:
             return

@@ -68,7 +68,8 @@ class EnvoyState(msgspec.Struct, frozen=True):
 
     ``retiring`` may have died early, with the fallback in its place. ``retires_at``: when it must end, by the monotonic
     clock, which is the host's. ``locked``: why hot restart is locked, or "". ``admin`` is the text of its
-    `AdminAddress`, empty if an older kumadp wrote this.
+    `AdminAddress`, empty if an older kumadp wrote this. ``coming``: the next epoch, which had not taken over by then;
+    the current one has ``shutdown`` seconds after that.
     """
 
     serial: int
@@ -82,6 +83,8 @@ class EnvoyState(msgspec.Struct, frozen=True):
     protocol: str = ""
     workers: int = 0
     admin: str = ""
+    coming: int | None = None
+    shutdown: float = 0.0
 
 
 class AdoptedEnvoy(Struct, frozen=True):

@@ -9,8 +9,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import psutil
+from msgspec.structs import replace
 
-from kumadp.bootstrap.admin_address import TcpAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin, parse_admin
 from kumadp.envoy.admin_proof import prove_private
 from kumadp.envoy.retirement import Due
 from kumadp.envoy.server_state import ServerState
@@ -18,10 +19,11 @@ from kumadp.errors import AdminExposed
 from kumadp.process.progress import ProgressWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.admin import AdminClient
+    from kumadp.envoy.reload import EnvoyState
     from kumadp.process.child import Child
 
 log = logging.getLogger("kumadp.envoy")
@@ -139,10 +141,10 @@ class Takeover:
     async def _bound_now(self) -> frozenset[tuple[str, int]]:
         if self._current is None or self._current.ended:
             return frozenset()
-        return await asyncio.to_thread(_listening, self._current.pid, self._address)
+        return await asyncio.to_thread(listening, self._current.pid, self._address)
 
 
-def _listening(pid: int, admin: AdminAddress) -> frozenset[tuple[str, int]]:
+def listening(pid: int, admin: AdminAddress | None) -> frozenset[tuple[str, int]]:
     """Return where a process listens, without its admin, which it loses early."""
     excluded = (admin.host, admin.port) if isinstance(admin, TcpAdmin) else None
     try:
@@ -151,3 +153,20 @@ def _listening(pid: int, admin: AdminAddress) -> frozenset[tuple[str, int]]:
         return frozenset()
     bound = {(item.laddr.ip, item.laddr.port) for item in connections if item.status == psutil.CONN_LISTEN}
     return frozenset(address for address in bound if address != excluded)
+
+
+def resumed(state: EnvoyState, alive: Container[int]) -> EnvoyState:
+    """Return the state after a hand-over whose end no kumadp has seen. ``alive`` are the processes that are left.
+
+    The new epoch is kept if the old one has lost its listeners to it, else the old one, and the new one is given up: it
+    is not LIVE before a kumadp sends it its configuration, and if that takes too long (15 s, Envoy 1.40), it takes over
+    without any listener. May block.
+    """
+    if state.coming in alive and not listening(state.current, parse_admin(state.admin)):
+        log.info("the new Envoy took over while no kumadp ran")
+        due, generation = time.monotonic() + state.shutdown, state.generation + 1
+        new = replace(state, epoch=state.epoch + 1, current=state.coming, retiring=state.current, generation=generation)
+        return replace(new, retires_at=due, blind=False, locked="", coming=None)
+    log.warning("kumadp was killed while a new Envoy came up: the old one serves on")
+    # The new one took the admin when it started.
+    return replace(state, blind=True)

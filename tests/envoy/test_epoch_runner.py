@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import struct
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +13,7 @@ import pytest
 
 from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin
 from kumadp.envoy import takeover
-from kumadp.envoy.base_id import SharedMemory
+from kumadp.envoy.base_id import BaseIdFiles, SharedMemory
 from kumadp.envoy.epoch_runner import EpochRunner
 from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.options import EnvoyOptions, EpochCallbacks, HotRestart
@@ -230,7 +231,11 @@ async def test_a_reload_starts_the_next_epoch_and_retires_the_old_one(tmp_path: 
         old = at.supervisor.child
         reload = asyncio.ensure_future(at.runner.reload("SIGHUP", None, allow_cold=False))
         await until(lambda: at.runner.is_handing_over)
-        assert at.runner.export(starting=True) is None
+        assert at.runner.export(starting=False) is None
+        await until(lambda: bool(at.runner.others))
+        now = at.runner.export(starting=True)
+        assert now is not None
+        assert (now.current, now.epoch, now.generation, now.coming) == (old.pid, 0, 0, at.runner.others[0].pid)
         at.admin.epoch = 1
         outcome = await asyncio.wait_for(reload, 10)
         assert (outcome.kind, outcome.epoch, outcome.missing) == (ReloadKind.HOT, 1, ())
@@ -305,6 +310,33 @@ async def test_an_adopted_envoy_without_an_admin_serves_at_once(tmp_path: Path) 
         exported = at.runner.export(starting=False)
         assert exported is not None
         assert (exported.blind, exported.locked) == (True, "it is locked")
+
+
+@pytest.mark.parametrize("locked", [False, True])
+async def test_the_successor_of_an_adopted_envoy_is_started_again_if_it_was_given_up(
+    tmp_path: Path, locked: bool
+) -> None:
+    files, memory = BaseIdFiles(tmp_path, 0, SharedMemory(tmp_path)), tmp_path / f"envoy_shared_memory_{BASE_ID * 10}"
+    files.base_id_file.write_text(str(BASE_ID))
+    # Its size, its version, and the flag of an epoch that ended before it was LIVE.
+    size, version, initializing = 104, 12 if locked else 11, 1
+    memory.write_bytes(struct.pack("=QQ80xQ", size, version, initializing))
+    state = EnvoyState(0, 1, blind=True, current=11, coming=12, generation=7, protocol="11.104", workers=1)
+    current = FakeChild(11)
+    async with scene(tmp_path, adopted=AdoptedEnvoy(state, cast("Child", current))) as at:
+        at.supervisor.child = current
+        assert at.runner.on_spawned(cast("Child", current))
+        if locked:
+            assert not at.runner.is_handing_over
+            assert at.runner.export(starting=False) is not None
+            return
+        await until(lambda: bool(at.runner.others))
+        assert struct.unpack("=QQ80xQ", memory.read_bytes())[2] == 0
+        at.admin.epoch = 2
+        await until(lambda: not at.runner.is_handing_over)
+        exported = at.runner.export(starting=False)
+        assert exported is not None
+        assert (exported.epoch, exported.blind, exported.generation, exported.retiring) == (2, False, 8, 11)
 
 
 async def test_an_envoy_that_was_started_without_hot_restart_stays_so(tmp_path: Path) -> None:

@@ -171,6 +171,17 @@ def test_an_adopted_envoy_keeps_its_epoch() -> None:
     assert (blind.stage, blind.blind) == (EpochStage.SERVING, True)
 
 
+def test_an_adopted_envoy_whose_successor_was_given_up_gets_another_one() -> None:
+    state, actions = after(EpochAdopted(4, blind=True, retiring=False, repair=True))
+    assert actions == (SpawnEpoch(5, repair=True),)
+    assert (state.stage, state.blind) == (EpochStage.HANDOVER, True)
+    served, actions = after(EpochLive(5), state=state)
+    assert (served.stage, served.blind, served.epoch) == (EpochStage.SERVING, False, 5)
+    failed, actions = after(EpochFailed("exit code 1", unlocked=True), state=state)
+    assert (failed.stage, failed.blind) == (EpochStage.SERVING, True)
+    assert not [action for action in actions if isinstance(action, SpawnEpoch)]
+
+
 @dataclass
 class World:
     """Processes as they would be: follows the actions and checks what they promise."""

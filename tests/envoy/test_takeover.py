@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec.structs import replace
+
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.envoy import takeover as takeover_module
-from kumadp.envoy.takeover import Takeover
+from kumadp.envoy.reload import EnvoyState
+from kumadp.envoy.takeover import Takeover, resumed
 from kumadp.errors import AdminExposed
 from kumadp.process.exit_status import ExitStatus
 
@@ -175,3 +180,27 @@ async def test_without_an_old_epoch_nothing_was_lost() -> None:
     takeover = between(FakeAdmin())
     await takeover.record()
     assert not await takeover.lost()
+
+
+def interrupted(coming: int = 12) -> EnvoyState:
+    with socket.create_server(("127.0.0.1", 0)) as admin:
+        port = admin.getsockname()[1]
+    return EnvoyState(0, 1, False, os.getpid(), coming=coming, generation=7, shutdown=60.0, admin=f"127.0.0.1:{port}")
+
+
+def test_an_old_epoch_that_listens_is_kept_without_its_admin() -> None:
+    with socket.create_server(("127.0.0.1", 0)):
+        state = resumed(interrupted(), {12, os.getpid()})
+    assert (state.epoch, state.current, state.blind, state.coming) == (1, os.getpid(), True, 12)
+
+
+def test_a_new_epoch_that_has_the_listeners_is_kept() -> None:
+    state = resumed(replace(interrupted(), current=NO_PID), {12})
+    assert (state.epoch, state.current, state.retiring, state.blind) == (2, 12, NO_PID, False)
+    assert (state.generation, state.coming) == (8, None)
+    assert 50 < state.retires_at - time.monotonic() <= 60
+
+
+def test_an_old_epoch_is_kept_if_the_new_one_is_dead() -> None:
+    state = resumed(replace(interrupted(), current=NO_PID), {NO_PID})
+    assert (state.epoch, state.current, state.blind) == (1, NO_PID, True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,43 @@ def test_an_envoy_that_took_over_is_adopted_while_the_old_one_drains(loaded_rig:
     assert loaded_rig.leftovers() == []
 
 
+# The first Envoy of epoch 1 is stopped as soon as it is started.
+STOPPED_ONCE = """#!/bin/sh
+case "$*" in
+*"--restart-epoch 1"*) [ -e "$0.once" ] || {{ touch "$0.once"; kill -STOP $$; }};;
+esac
+exec {envoy} "$@"
+"""
+
+
+def test_the_old_envoy_serves_on_if_kumadp_is_killed_while_a_new_one_comes_up(loaded_rig: LoadedRig) -> None:
+    binary = loaded_rig.folder / "envoy"
+    binary.write_text(STOPPED_ONCE.format(envoy=need_envoy()))
+    binary.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(loaded_rig.up(f"--binary-path={binary}"))
+        old = loaded_rig.the_envoy()
+        with loaded_rig.load(watched=False):
+            first.process.send_signal(signal.SIGHUP)
+            poll(lambda: recorded_successor(loaded_rig), what="its record", deadline=SOON)
+            loaded_rig.kill(first)
+            second = stack.enter_context(loaded_rig.up(f"--binary-path={binary}"))
+            # The one that came up was given up, and another one has taken the admin.
+            loaded_rig.wait_serving(second, epoch=1)
+            poll(lambda: old not in loaded_rig.envoys(), what="the end of the old one", deadline=SOON)
+            assert loaded_rig.restarts(second) == 0
+        second.terminate()
+        assert second.wait() == 0
+    assert loaded_rig.envoys() == []
+    assert loaded_rig.leftovers() == []
+
+
+def recorded_successor(rig: LoadedRig) -> bool:
+    """Return whether the state file has an Envoy that comes up."""
+    state: dict[str, Any] = json.loads((rig.work / "state.json").read_text())
+    return bool(state["parts"].get("envoy", {}).get("coming"))
+
+
 def test_the_socket_of_a_dead_old_envoy_is_answered_after_adoption(loaded_rig: LoadedRig) -> None:
     """The new Envoy would abort 10 s after it finds nobody where the old one was."""
     drain = f"--drain-time={DRAIN}s"
@@ -159,7 +197,7 @@ def _spoil(file: Path, state: dict[str, Any], what: str, stranger: psutil.Proces
         state["parts"]["envoy"]["current"] = stranger.pid
         file.write_text(json.dumps(state))
     elif what == "no part":
-        # As it is while two Envoys change places.
+        # As it is while no Envoy serves.
         file.write_text(json.dumps({**state, "parts": {}}))
     elif what == "torn":
         file.write_text(json.dumps(state)[:100])
