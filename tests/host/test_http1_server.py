@@ -62,6 +62,8 @@ async def served(
     limits: TimeLimits = PATIENT, *, abandon: bool = False, limit: ConnectionLimit | None = None
 ) -> AsyncIterator[Served]:
     sock = bind_tcp("127.0.0.1", 0, "test")
+    # Clients that send nothing are the server's too.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
     limit = limit or ConnectionLimit.for_socket("test", sock)
     result = Served(sock.getsockname()[1], limit)
     options = ServerOptions(limits, abandon=abandon, max_body=MAX_BODY, shutdown=0.1)

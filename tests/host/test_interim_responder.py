@@ -73,7 +73,8 @@ def ended(client: socket.socket) -> bool:
 
 def waits(place: socket.socket) -> bool:
     """Whether nobody answers there: who connects is in the backlog, and can be accepted."""
-    with connect(place):
+    with connect(place) as sender:
+        sender.sendall(b"G")
         try:
             client, _ = place.accept()
         except BlockingIOError:

@@ -180,6 +180,7 @@ async def test_a_request_that_arrives_in_a_pause_while_the_loop_is_busy_is_answe
     async with http1() as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.setblocking(False)
+            client.send(REQUEST[:1])
             (site,) = serving_module._sites
             while not site._silent:
                 await asyncio.sleep(0)
@@ -187,9 +188,26 @@ async def test_a_request_that_arrives_in_a_pause_while_the_loop_is_busy_is_answe
             for _ in range(20):
                 await asyncio.sleep(0)
             assert not pausing.done()
-            await busy_in_a_read(0.3, lambda: client.send(REQUEST))
+            await busy_in_a_read(0.3, lambda: client.send(REQUEST[1:]))
             assert (await loop.sock_recv(client, 4096)).endswith(b"READY")
             await pausing
+
+
+@on_both_loops
+async def test_a_client_that_connects_before_a_pause_and_sends_later_is_answered() -> None:
+    loop = asyncio.get_running_loop()
+    async with http1() as port:
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+        try:
+            async with paused():
+                for client in clients:
+                    client.setblocking(False)
+                    client.send(REQUEST)
+            for client in clients:
+                assert (await loop.sock_recv(client, 4096)).endswith(b"READY")
+        finally:
+            for client in clients:
+                client.close()
 
 
 async def pause_once() -> None:

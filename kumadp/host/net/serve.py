@@ -38,6 +38,9 @@ BACKLOG = 1024
 # request (seconds). A kubelet's probe has one second in all, and the next program needs half of it.
 _IN_FLIGHT = 1.0
 _FIRST_REQUEST = 0.25
+# Until a client has sent something, for at most so long, its connection stays with the kernel (tcp(7):
+# TCP_DEFER_ACCEPT), and so with whichever program is there when the request comes. Seconds, as for the head of a request.
+_DEFERRED = 1
 
 
 def bind_tcp(
@@ -74,6 +77,7 @@ def _bind(
 ) -> socket.socket:
     claimed = inherited.claim(kind, host, port)
     if claimed is not None:
+        _defer(claimed, kind, reuse_port=reuse_port)
         return claimed
     if beside is None:
         # The same port on another address of ours would conflict.
@@ -89,6 +93,7 @@ def _bind(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         with _shared(sock, beside) if beside is not None else contextlib.nullcontext():
             sock.bind(socket_address(host, port))
+            _defer(sock, kind, reuse_port=reuse_port)
             if kind == "tcp":
                 sock.listen(BACKLOG)
         sock.setblocking(False)
@@ -97,6 +102,16 @@ def _bind(
         raise PortsTaken([Problem(purpose, f"{host}:{port} cannot be bound: {error.strerror}")]) from None
     inherited.register(kind, host, port, sock)
     return sock
+
+
+def _defer(sock: socket.socket, kind: str, *, reuse_port: bool) -> None:
+    """Have a TCP socket accept clients once they have sent something.
+
+    Not one of several on a port: each new connection belongs to one of them, which may be about to be closed.
+    """
+    if kind == "tcp" and not reuse_port:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFERRED)
 
 
 @contextlib.contextmanager
