@@ -55,6 +55,15 @@ def processor_time(pid: int) -> float | None:
     return ticks / _TICKS if ticks is not None else None
 
 
+def used_or(pid: int, otherwise: float) -> float:
+    """Return the processor time of the main thread in seconds, ``otherwise`` if it cannot be read."""
+    try:
+        used = processor_time(pid)
+    except OSError:
+        return otherwise
+    return used if used is not None else otherwise
+
+
 class Progress(Struct):
     """The rule: overdue after ``idle`` seconds without progress, and after `LONGEST_TIMES` times that in any case.
 
@@ -145,24 +154,16 @@ class ProgressWatch(Struct, frozen=True):
     async def overdue(self, pid: int) -> str:
         """Return why the process is overdue, once it is. One that has ended makes no progress."""
         loop = asyncio.get_running_loop()
-        progress = Progress(self.idle, loop.time(), _processor_time(pid, 0.0))
+        progress = Progress(self.idle, loop.time(), used_or(pid, 0.0))
         pause = min(self.idle / _LOOKS, _LONGEST_PAUSE)
         next_count = loop.time() + self.idle / _QUIET
         while not (reason := progress.overdue):
             await asyncio.sleep(pause)
-            moved = progress.note(loop.time(), _processor_time(pid, progress.cpu))
+            moved = progress.note(loop.time(), used_or(pid, progress.cpu))
             if progress.is_quiet and progress.remaining > 0 and loop.time() >= next_count:
                 counts = await self.counts(min(progress.remaining, _LONGEST_QUERY))
-                moved |= progress.note_counts(loop.time(), _processor_time(pid, progress.cpu), counts)
+                moved |= progress.note_counts(loop.time(), used_or(pid, progress.cpu), counts)
                 next_count = loop.time() + self.idle / _QUIET / 2
             if moved:
                 self.on_progress()
         return reason
-
-
-def _processor_time(pid: int, otherwise: float) -> float:
-    try:
-        used = processor_time(pid)
-    except OSError:
-        return otherwise
-    return used if used is not None else otherwise

@@ -43,6 +43,8 @@ def test_reload(tmp_path: Path, table: list[tuple[str, str, str]], mode: str) ->
         try:
             with rig.run(f"--stat-tags={mode}", f"--drain-time={DRAIN}s") as daemon:
                 poll(rig.serves, what="the first answer", deadline=LONGEST)
+                # READY comes later: Envoy's main thread adds a thousand listeners to its workers first.
+                daemon.wait_ready(LONGEST)
                 poll(lambda: rig.settled(daemon), what="everything acknowledged", deadline=LONGEST)
                 for epoch in range(1, ROUNDS + 1):
                     # It asserts that no request fails.

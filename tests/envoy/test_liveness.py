@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
+from kumadp.envoy import liveness
 from kumadp.envoy.liveness import LivenessCheck, is_stopped
 from kumadp.process.progress import main_thread_ticks
 from tests.support.poll import poll
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 PID = os.getpid()
+TIMEOUT = 0.05
+SILENT = "Envoy does not serve: no answer from its admin"
 
 
 class Admin:
@@ -63,23 +66,95 @@ async def check_times(check: LivenessCheck, admin: TcpAdmin | UnixAdmin | None, 
         await check.check(PID, admin)
 
 
+class Work:
+    """Processor time of the main thread of any process: ``each`` seconds more at each reading."""
+
+    def __init__(self) -> None:
+        self.each = self.used = 0.0
+
+    def read(self, _pid: int, _otherwise: float) -> float:
+        self.used += self.each
+        return self.used
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    made = Work()
+    monkeypatch.setattr(liveness, "used_or", made.read)
+    return made
+
+
+@pytest.mark.usefixtures("work")
 async def test_three_failures_in_a_row_are_reported_until_an_answer(admin: Admin) -> None:
     reports: list[str] = []
-    check = LivenessCheck(reports.append, timeout=0.05)
+    check = LivenessCheck(reports.append, timeout=TIMEOUT)
     await check_times(check, admin.address)
     admin.silent = True
     await check_times(check, admin.address, 2)
     assert reports == []
     await check_times(check, admin.address)
-    assert reports == ["Envoy does not serve: no answer from its admin"]
+    assert reports == [SILENT]
     admin.silent = False
     await check_times(check, admin.address)
     assert reports[1:] == [""]
 
 
+async def test_an_envoy_whose_main_thread_is_busy_serves_until_it_stops_working(admin: Admin, work: Work) -> None:
+    reports: list[str] = []
+    check = LivenessCheck(reports.append, timeout=TIMEOUT)
+    admin.silent, work.each = True, TIMEOUT
+    await check_times(check, admin.address, 10)
+    assert reports == []
+    work.each = 0.0
+    # Three times the timeout without progress.
+    await check_times(check, admin.address, 5)
+    assert set(reports) == {SILENT}
+    # Then only an answer shows that it serves.
+    work.each = TIMEOUT
+    await check_times(check, admin.address, 2)
+    assert set(reports) == {SILENT}
+    admin.silent = False
+    await check_times(check, admin.address)
+    assert reports[-1] == ""
+
+
+async def test_a_busy_envoy_that_is_silent_for_too_long_does_not_serve(
+    admin: Admin, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "BUSY_AT_MOST", 5 * TIMEOUT)
+    reports: list[str] = []
+    admin.silent, work.each = True, TIMEOUT
+    await check_times(LivenessCheck(reports.append, timeout=TIMEOUT), admin.address, 6)
+    assert set(reports) == {SILENT}
+
+
+async def test_only_silence_may_mean_that_it_is_busy(admin: Admin, work: Work) -> None:
+    work.each = TIMEOUT
+    admin.answer = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\r\nDRAINING\n"
+    for address in (TcpAdmin("127.0.0.1", 1), admin.address):
+        reports: list[str] = []
+        await check_times(LivenessCheck(reports.append, timeout=TIMEOUT), address, 3)
+        assert len(reports) == 1
+
+
+@pytest.mark.usefixtures("work")
+async def test_without_an_admin_failures_do_not_become_more(admin: Admin) -> None:
+    """A new Envoy takes the admin, with requests that wait there, and may need many seconds until it is LIVE."""
+    reports: list[str] = []
+    check = LivenessCheck(reports.append, timeout=TIMEOUT)
+    admin.silent = True
+    await check_times(check, admin.address, 2)
+    await check_times(check, None, 10)
+    assert reports == []
+    # What was reported stays so: nothing shows that it serves.
+    await check_times(check, admin.address)
+    await check_times(check, None)
+    assert reports == [SILENT, SILENT]
+
+
 async def test_a_single_failure_is_not_reported(admin: Admin) -> None:
     reports: list[str] = []
-    check = LivenessCheck(reports.append, timeout=0.05)
+    check = LivenessCheck(reports.append, timeout=TIMEOUT)
     for silent in (True, True, False) * 3:
         admin.silent = silent
         await check_times(check, admin.address)

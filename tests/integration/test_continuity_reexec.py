@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import socket
+import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,6 +173,33 @@ def test_readiness_is_answered_while_the_new_program_starts(loaded_rig: LoadedRi
             gate.touch()
             poll(lambda: loaded_rig.count(daemon) == 1, what="its start", deadline=SOON)
             loaded_rig.wait_phase(daemon, "READY")
+
+
+# Seconds: less than the kernel holds back a client that sends nothing.
+LATE = 0.6
+
+
+def test_a_client_that_sends_its_request_to_the_next_program_is_answered(loaded_rig: LoadedRig) -> None:
+    """A probe whose process waits for a processor between connect and send, for longer than kumadp could wait."""
+    loaded_rig.with_probes()
+    requests = {loaded_rig.ports.readiness: "/ready", loaded_rig.ports.probes: "/app/healthz"}
+    clients: deque[tuple[float, int, socket.socket]] = deque()
+    with loaded_rig.up() as daemon:
+        environ = Path(f"/proc/{daemon.pid}/environ")
+        daemon.process.send_signal(signal.SIGUSR1)
+        while f"{VARIABLE}=".encode() not in environ.read_bytes():
+            clients += [(time.monotonic(), port, socket.create_connection(("127.0.0.1", port))) for port in requests]
+            while clients[0][0] < time.monotonic() - LATE:
+                clients.popleft()[2].close()
+            time.sleep(0.02)
+        for _, port, client in clients:
+            client.settimeout(SOON)
+            client.sendall(f"GET {requests[port]} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        for _, _, client in clients:
+            with client:
+                answer = b"".join(iter(lambda: client.recv(4096), b""))  # noqa: B023
+                assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        poll(lambda: loaded_rig.count(daemon) == 1, what="its start", deadline=SOON)
 
 
 def test_a_dataplane_changed_before_the_reexec_is_applied(loaded_rig: LoadedRig) -> None:

@@ -39,7 +39,7 @@ BACKLOG = 1024
 _IN_FLIGHT = 1.0
 _FIRST_REQUEST = 0.25
 # Until a client has sent something, for at most so long, its connection stays with the kernel (tcp(7):
-# TCP_DEFER_ACCEPT), and so with whichever program is there when the request comes. Seconds, as for the head of a request.
+# TCP_DEFER_ACCEPT), and so with whichever program is there when the request comes: in seconds, as a head may take.
 _DEFERRED = 1
 
 
