@@ -121,6 +121,8 @@ class KumadpError(Exception):
     """Base of every failure that is not a bug: a one-line text, an optional hint, and an exit code."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.BUG
+    more: ClassVar[str] = "kumadp doctor, with the options of run, checks what a data plane needs"
+    """The command that shows more."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -143,18 +145,21 @@ class UsageError(KumadpError):
     """The command line cannot be understood."""
 
     exit_code = ExitCode.USAGE
+    more = "kumadp {command} --help"
 
 
 class SettingsError(_Problems):
     """Flags, variables or the settings file hold values that cannot be used."""
 
     exit_code = ExitCode.SETTINGS
+    more = "kumadp run --help, or man kumadp.yaml, has all settings"
 
 
 class ResourceError(_Problems):
     """A Dataplane, ZoneIngress or ZoneEgress is wrong."""
 
     exit_code = ExitCode.RESOURCE
+    more = "kumadp validate FILE shows all problems; kumadp validate --schema the fields"
 
 
 class ControlPlaneError(KumadpError):
@@ -237,9 +242,11 @@ class CommandRefused(KumadpError):
     """A running kumadp refused a command, or none could be reached."""
 
     exit_code = ExitCode.REFUSED
+    more = "kumadp status shows what runs here"
 
 
 class WaitTimeout(KumadpError):
     """`kumadp wait` ran out of time."""
 
     exit_code = ExitCode.WAIT_TIMEOUT
+    more = "kumadp status shows what it waits for"

@@ -7,9 +7,10 @@ import difflib
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -19,6 +20,9 @@ from kumadp.errors import ExitCode, KumadpError, UsageError, host_error
 from kumadp.host import early_signals as early
 from kumadp.host.reexec import interim_responder
 from kumadp.host.standard_streams import fill_standard_descriptors
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS: dict[str, str] = {
     "run": "Run a data plane: Envoy, DNS and virtual probes.",
@@ -35,9 +39,12 @@ COMMANDS: dict[str, str] = {
     "log-level": "Change the log levels of a running data plane, including Envoy.",
     "validate": "Check Dataplane, ZoneIngress and ZoneEgress files.",
     "demo": "Run a demo: a real Envoy in front of a small workload.",
+    "completion": "Print the completion script of a shell.",
     "version": "Print versions.",
 }
 
+
+_NAMES_A_COMMAND = re.compile(rf"kumadp ({'|'.join(COMMANDS)})\b")
 
 # Commands that are packages, whose modules can also be run by themselves without importing click.
 _MODULES = {"demo": "demo.command"}
@@ -65,6 +72,13 @@ class LazyGroup(click.Group):
         command = getattr(module, function)
         assert isinstance(command, click.Command)  # noqa: S101
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands without importing them, and the options in front of them."""
+        from click.shell_completion import CompletionItem
+
+        names = [CompletionItem(name, help=about) for name, about in COMMANDS.items() if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands without importing them."""
@@ -142,6 +156,10 @@ def _end_as_interrupted() -> NoReturn:
 
 
 def print_error(error: KumadpError) -> None:
-    """Print a failure on stderr: one line, or one line for each problem."""
-    for problem in getattr(error, "problems", (error,)):
-        click.echo(f"Error: {problem}", err=True)
+    """Print a failure on stderr: one line, or one line for each problem; on a terminal, which command shows more."""
+    texts = [str(problem) for problem in getattr(error, "problems", (error,))]
+    for text in texts:
+        click.echo(f"Error: {text}", err=True)
+    if sys.stderr is not None and sys.stderr.isatty() and not any(map(_NAMES_A_COMMAND.search, texts)):
+        command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
+        click.echo(f"See: {error.more.format(command=command).replace('  ', ' ')}", err=True)

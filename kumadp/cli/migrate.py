@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kumadp.cli.completion import files
 from kumadp.errors import CommandRefused, ExitCode, KumadpError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("path", default="")
+@click.argument("path", default="", shell_complete=files)
 @click.option("--pid", type=int, help="The kuma-dp with this pid. Default: the only one that runs here.")
 @click.option("--service", default="", help="The service of a compose file, if several run kuma-dp.")
 @click.option("--name", default="", help="Name for the unit kumadp@NAME. Default: that of the Dataplane.")

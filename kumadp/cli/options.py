@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,8 @@ from kumadp.settings.model import LOG, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from click.shell_completion import CompletionItem
 
     from kumadp.settings.option import Command, Option
 
@@ -81,7 +84,7 @@ def command_with_options(
         chosen = options_of(command)
         for option in reversed(chosen):
             if option.flags:
-                function = click_option(option)(function)
+                function = click_option(option, name or command)(function)
         decorator = click.command(name or command, cls=GroupedCommand, context_settings={"max_content_width": WIDTH})
         result = decorator(function)
         result.chosen = chosen
@@ -114,8 +117,8 @@ def keep_log_flags(ctx: click.Context, flags: Mapping[str, object]) -> None:
     ctx.meta[_LOG_FLAGS] = {field: (names[field], value) for field, value in flags.items() if value is not None}
 
 
-def click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the click option of a setting that has flags."""
+def click_option(option: Option, command: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the click option of a setting that has flags, for this command."""
     repeated = option.kind in {"texts", "pairs"}
     extra: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if option.kind == "boolean" else {}
     return click.option(
@@ -126,8 +129,26 @@ def click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...,
         multiple=repeated,
         metavar=option.placeholder,
         help=option.help_text,
+        shell_complete=functools.partial(_complete, option, command),
         **extra,
     )
+
+
+def _complete(
+    option: Option, command: str, context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Return what completes the value of an option at the prompt."""
+    from click.shell_completion import CompletionItem
+
+    from kumadp.cli.completion import names_of_running
+
+    if option.choices:
+        return [CompletionItem(choice) for choice in option.choices if choice.startswith(incomplete)]
+    if option.kind == "boolean":
+        return [CompletionItem(value) for value in ("true", "false") if value.startswith(incomplete)]
+    if option.field == "name" and command != "run":
+        return names_of_running(context, parameter, incomplete)
+    return [CompletionItem(incomplete, type="file")] if option.metavar == "PATH" else []
 
 
 def _as_pflag(chosen: Sequence[Option], args: Sequence[str]) -> list[str]:

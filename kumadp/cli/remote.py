@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kumadp.cli.completion import names_of_running
 from kumadp.daemon.control_client import send_request
 from kumadp.daemon.instances import find
 from kumadp.errors import CommandRefused, UsageError, on_one_line
@@ -32,7 +33,9 @@ def request_options(timeout: str) -> Callable[[FC], FC]:
             callback=seconds,
             help="Maximum time to wait.",
         )(function)
-        return click.option("--name", default="", help="Name of the data plane, if several run here.")(function)
+        return click.option(
+            "--name", default="", shell_complete=names_of_running, help="Name of the data plane, if several run here."
+        )(function)
 
     return decorate
 

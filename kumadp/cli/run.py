@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from msgspec.structs import replace
 
 from kumadp.cli.options import command_line, command_with_options, typed_names
-from kumadp.errors import KumadpError, Problem, SettingsError
+from kumadp.errors import ExitCode, KumadpError, Problem, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -59,7 +60,33 @@ def run(**flags: object) -> None:
         launch(resolved, os.environ, lambda: read().settings, config, application)
     except KumadpError as error:
         _write_termination_message(error, message)
-        raise
+        raise _nothing_given(error, typed, config) from None
+
+
+class NothingToRun(KumadpError):
+    """Neither options nor variables name a data plane."""
+
+    exit_code = ExitCode.SETTINGS
+
+
+# What `run` prints if it gets nothing to run.
+WAYS = """\
+nothing to run is given. Three ways to begin:
+  kumadp run --standalone=dataplane.yaml    (without a control plane; the file: README, `Without a control plane`)
+  kumadp run --cp-address=https://HOST:5678 --ca-cert-file=ca.crt --dataplane-file=dataplane.yaml \
+--dataplane-token-file=token
+  kumadp demo    (to look at it first)
+In place of a kuma-dp that runs here: kumadp migrate"""
+
+
+def _nothing_given(error: KumadpError, typed: Mapping[str, str], config: str) -> KumadpError:
+    """Return the error for `kumadp run` alone, with neither options nor variables; else the one that there is."""
+    from kumadp.settings.model import options_of
+
+    variables = {name for option in options_of("run") for name in option.variables if name.startswith("KUMA")}
+    if typed or config or not isinstance(error, SettingsError) or variables & os.environ.keys():
+        return error
+    return NothingToRun(WAYS)
 
 
 def _write_termination_message(error: KumadpError, path: str) -> None:
@@ -128,6 +155,10 @@ def launch(
         code = runner.run(work).code
     finally:
         logs.close()
+    if code and not application and sys.stderr.isatty():
+        # The reason is the last line of the log.
+        sys.stderr.write(f"See: {KumadpError.more}\n")
+        sys.stderr.flush()
     end(code)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kumadp.cli.completion import names_of_running
 from kumadp.cli.remote import all_running, reason
 from kumadp.cli.status_page import page, summary
 from kumadp.daemon.control_client import query_status
@@ -41,7 +42,9 @@ _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command()
-@click.option("--name", default="", help="Name of the data plane. Default: all that run here.")
+@click.option(
+    "--name", default="", shell_complete=names_of_running, help="Name of the data plane. Default: all that run here."
+)
 @click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
 @click.option("-w", "--watch", is_flag=True, help="Keep running and print each change, until Ctrl-C.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of --output json and exit.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from msgspec.structs import asdict
 
+from kumadp.cli.completion import files
 from kumadp.errors import ExitCode, ResourceError, UsageError
 from kumadp.resources.kuma_versions import ALL
 from kumadp.resources.load import load_resource_file
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("files", nargs=-1)
+@click.argument("files", nargs=-1, shell_complete=files)
 @click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
 @click.option("-v", "--dataplane-var", "variables", multiple=True, metavar="NAME=VALUE", help="Template variable.")
 @click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -198,3 +199,48 @@ def test_problems_of_a_transparent_proxy_file_on_standard_input_name_the_key() -
     ended = kumadp(*arguments, stdin="redirect:\n  inbound: {port: 70000}\n")
     assert ended.returncode == 78
     assert ended.stderr.startswith("Error: -: redirect.inbound.port: 70000 is not a port")
+
+
+def test_run_alone_names_the_ways_to_begin() -> None:
+    done = kumadp("run")
+    assert (done.returncode, done.stdout) == (78, "")
+    for way in ("kumadp run --standalone=", "kumadp run --cp-address=", "kumadp demo", "kumadp migrate"):
+        assert way in done.stderr
+    # Whoever gives anything gets what is wrong with it.
+    for arguments, environment in ((["--mesh=x"], {}), ([], {"KUMA_DATAPLANE_MESH": "x"})):
+        done = kumadp("run", *arguments, environment=environment)
+        assert (done.returncode, len(done.stderr.splitlines())) == (78, 1)
+        assert "neither a Dataplane nor a name is given" in done.stderr
+
+
+def on_terminal(*arguments: str) -> str:
+    """What a command prints if standard error is a terminal."""
+    parent, child = pty.openpty()
+    with os.fdopen(child, "wb") as terminal:
+        subprocess.run(
+            [sys.executable, "-m", "kumadp", *arguments],
+            stderr=terminal,
+            stdout=subprocess.DEVNULL,
+            check=False,
+            cwd=ROOT,
+        )
+    with os.fdopen(parent, "rb") as written:
+        # It fits into the buffer; at the end Linux reports an error instead of an end.
+        return os.read(written.fileno(), 65536).decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        (("status", "--name=nobody-has-this-name"), "See: kumadp status "),
+        (("log-level",), ""),
+        (("sweep",), "See: kumadp sweep --help"),
+        (("run", "--drain-time=x", "--name=a", "--mesh=b"), "See: kumadp run --help"),
+        (("run", "--name=a", "--mesh=b", "--binary-path=/none"), "See: kumadp doctor"),
+        (("run", "-d", "/none.yaml"), "See: kumadp validate FILE"),
+    ],
+)
+def test_on_a_terminal_an_error_names_the_command_that_shows_more(arguments: tuple[str, ...], more: str) -> None:
+    lines = on_terminal(*arguments).splitlines()
+    seen = [line for line in lines if line.startswith("See: ")]
+    assert [line.startswith(more) for line in seen] == ([True] if more else [])

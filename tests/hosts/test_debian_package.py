@@ -48,6 +48,14 @@ def test_it_is_installed_run_and_removed_in_a_clean_tree(tmp_path: Path) -> None
     version = package.name.split("_")[1]
     assert in_tree(tree, "kumadp", "version").strip() == version
     assert "kumadp" in in_tree(tree, "id", "kumadp")
+    files = set(in_tree(tree, "dpkg", "--listfiles", "kumadp").splitlines())
+    assert {
+        "/usr/share/man/man1/kumadp.1.gz",
+        "/usr/share/man/man5/kumadp.yaml.5.gz",
+        "/usr/share/bash-completion/completions/kumadp",
+        "/usr/share/zsh/vendor-completions/_kumadp",
+        "/usr/share/fish/vendor_completions.d/kumadp.fish",
+    } <= files
     checked = in_tree(tree, "kumadp", "demo", "--check")
     assert [line for line in checked.splitlines() if not line.startswith("ok ")] == []
     in_tree(tree, "dpkg", "--purge", "kumadp")

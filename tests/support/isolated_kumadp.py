@@ -25,7 +25,12 @@ def folders_of_test(environ: Mapping[str, str]) -> Iterator[Path]:
             yield folder
 
 
-if __name__ == "__main__":
+def isolate() -> None:
+    """Have commands of this process find only the data planes of the test."""
     instances.PROC = socket_paths.RUN = Path("/nonexistent")
     instances.folders = folders_of_test  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    isolate()
     runpy.run_module("kumadp", run_name="__main__", alter_sys=True)
