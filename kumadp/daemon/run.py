@@ -26,6 +26,7 @@ from kumadp.host.work_dir import open_work_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from kumadp.core.context import Context
     from kumadp.core.events import Outcome, Request
@@ -70,6 +71,7 @@ class Daemon:
         self._reload: Reload | None = None
         self._exit = contextlib.ExitStack()
         self._start_cancelled = False
+        self._work: Path | None = None
 
     async def run(self) -> Outcome:
         """Run to the end, the application's too."""
@@ -133,7 +135,10 @@ class Daemon:
             sweep,
         )
         self._exit.callback(work.close)
+        # An adopted Envoy that was ended before its component began has left its files.
+        self._exit.callback(sweep, work.path)
         context.use_work_dir(work)
+        self._work = work.path
         if handover is None:
             await context.check_state_dir()
             # On the loop: children are watched from here on. The files are small.
@@ -210,6 +215,8 @@ class Daemon:
         """Kill the children at once; a temporary directory goes too."""
         for part in self._context.parts:
             part.kill()
+        if self._work is not None:
+            sweep(self._work, killed=True)
         self._exit.close()
 
     # A reload, a re-execution

@@ -28,6 +28,8 @@ _INITIALIZING = 1
 # Envoy appends a role and a number of up to 20 digits; sun_path ends after 107 (unix(7)).
 _LONGEST_SUFFIX = len("_udp_parent_18446744073709551615")
 _LONGEST_PATH = 107
+# What the sign of a 32-bit number adds to its name.
+_SIGN, _DIGITS = 2**64 - 2**32, 20
 # Sizes of the shared memory and of a 32-bit number as text (bytes).
 _SHARED_SIZE = 104
 _LONGEST_BASE_ID = 32
@@ -83,7 +85,7 @@ class BaseIdFiles:
             return None
         number = base * 10
         if number >= 2**31:
-            number += 2**64 - 2**32
+            number += _SIGN
         return self.sockets.with_name(f"{self.sockets.name}_parent_{number + epoch % 3}")
 
     def unlock(self) -> bool:
@@ -119,12 +121,22 @@ class BaseIdFiles:
             raise FileNotFoundError(self.base_id_file)
         return self._memory.of(base)
 
+    def _base_ids(self) -> set[int]:
+        """Return the base id; if Envoy ended before it had written it, those in the names of its sockets."""
+        base = self.base_id()
+        if base is not None:
+            return {base}
+        names = (path.name.rpartition("_")[2] for path in self.sockets.parent.glob(f"{self.sockets.name}_parent_*"))
+        numbers = {int(name) for name in names if name.isascii() and name.isdecimal() and len(name) <= _DIGITS}
+        return {(number - _SIGN if number > _SIGN else number) // 10 for number in numbers}
+
     def clean(self) -> None:
         """Remove all files, once no epoch of this base id runs."""
-        with contextlib.suppress(OSError):
-            shared = self._shared_memory()
-            if shared.lstat().st_uid == os.geteuid():
-                shared.unlink()
+        for base in self._base_ids():
+            with contextlib.suppress(OSError):
+                shared = self._memory.of(base)
+                if shared.lstat().st_uid == os.geteuid():
+                    shared.unlink()
         for path in self._files():
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -174,13 +186,16 @@ def _prepare(files: BaseIdFiles, shared: Path) -> None:
         write_private(files.base_id_file, b"", sync=False)
 
 
-def sweep(directory: Path, memory: SharedMemory = _DEFAULT_MEMORY) -> int:
-    """Remove the files of dead runs in ``directory``; returns the first free serial number. May block."""
+def sweep(directory: Path, memory: SharedMemory = _DEFAULT_MEMORY, *, killed: bool = False) -> int:
+    """Remove the files of dead runs in ``directory``; returns the first free serial number. May block.
+
+    ``killed``: no Envoy there goes on, though some may not have ended yet.
+    """
     free = 0
     for path in directory.glob(f"{HOT_RESTART_PREFIX}*{BASE_ID_SUFFIX}"):
         if match := re.fullmatch(rf"{HOT_RESTART_PREFIX}(\d+)\{BASE_ID_SUFFIX}", path.name):
             files = BaseIdFiles(directory, int(match[1]), memory)
-            if files.is_in_use():
+            if not killed and files.is_in_use():
                 free = max(free, files.serial + 1)
             else:
                 files.clean()

@@ -285,15 +285,16 @@ class EnvoyComponent:
         return state is ChildState.RUNNING or (state is ChildState.STARTING and child is self._adopted)
 
     async def _watch_for_hang(self, watch: HangWatch) -> None:
-        """Kill an Envoy that hangs; the restart policy does the rest."""
+        """Kill an Envoy that hangs, from its start on; the restart policy does the rest."""
+        watched = {ChildState.STARTING, ChildState.RUNNING}
         while True:
             child = self.supervisor.child
-            if child is None or child.ended or not self._should_answer(child):
+            if child is None or child.ended or self.supervisor.report.state not in watched:
                 await asyncio.sleep(watch.interval)
                 continue
             hangs = await watch.hangs(child.pid, self._answers)
             # During a hand-over, or blind, it has no admin that could answer.
-            is_current = child is self.supervisor.child and self._should_answer(child)
+            is_current = child is self.supervisor.child and self.supervisor.report.state in watched
             if hangs and is_current and not self.is_handing_over:
                 why = f"no answer from its admin and no CPU used for {watch.limit:g} s"
                 log.error("Envoy hangs: %s; killing it", why)

@@ -24,11 +24,16 @@ class HangWatch(Struct, frozen=True):
 
         A large cluster update can block Envoy's main thread for a minute, during which its admin is silent too: only
         CPU time shows the difference. An Envoy that uses CPU gets no request at all. Time during which the CPU time
-        cannot be read does not count. Returns False when the process has ended.
+        cannot be read does not count, nor that in which kumadp was stopped, as Envoy may have been with it. Returns
+        False when the process has ended.
         """
         loop = asyncio.get_running_loop()
         used, since = -1, loop.time()
+        looked = since
         while True:
+            if loop.time() - looked >= self.interval + self.limit:
+                since = loop.time()
+            looked = loop.time()
             try:
                 now = main_thread_ticks(pid)
             except OSError:

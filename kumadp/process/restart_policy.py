@@ -6,6 +6,8 @@ import enum
 
 from msgspec import Struct
 
+NO_BUDGET = "it is not restarted (budget 0)"
+
 
 class ChildState(enum.Enum):
     """State of a child. The numbers are values of metrics and never change."""
@@ -68,7 +70,7 @@ def decide(restarts: Restarts, now: float, run: Run, policy: RestartPolicy) -> R
     recent = () if run.ran >= policy.stable else tuple(at for at in restarts.times if now - at < policy.window)
     if len(recent) >= policy.budget:
         if policy.budget == 0:
-            return GiveUp("it is not restarted (budget 0)")
+            return GiveUp(NO_BUDGET)
         return GiveUp(f"restart budget spent ({policy.budget} in {policy.window:.0f} s)")
     if run.served >= policy.settled:
         return RestartAfter(0.0, Restarts((*recent, now)))

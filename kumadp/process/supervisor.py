@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from kumadp.errors import ChildFailed, HostExhausted, SpawnError
 from kumadp.process.child import Child, Command
-from kumadp.process.restart_policy import ChildState, GiveUp, RestartPolicy, Restarts, Run, decide
+from kumadp.process.restart_policy import NO_BUDGET, ChildState, GiveUp, RestartPolicy, Restarts, Run, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -130,6 +130,9 @@ class Supervisor:
         """Keep the child running until cancelled; raises ChildFailed with the reason if it is given up."""
         history = Restarts()
         try:
+            if self._adopted is None and self._died is not None and self._policy.budget == 0:
+                # The previous program did not restart it either.
+                self._give_up(NO_BUDGET)
             while True:
                 self._set_state(ChildState.STARTING)
                 try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kumadp.envoy.argv import EpochArguments, envoy_argv, epoch_argv, workers_of
-from kumadp.envoy.base_id import BaseIdFiles, SharedMemory
+from kumadp.envoy.base_id import BaseIdFiles, SharedMemory, sweep
 from kumadp.envoy.hang_watch import HangWatch
 from kumadp.envoy.options import HotRestart
 from kumadp.envoy.parent_fallback import answer_as_parent
@@ -102,6 +102,37 @@ def test_only_the_initializing_flag_is_cleared(tmp_path: Path) -> None:
     assert files.unlock()
     assert shared.read_bytes() == head + struct.pack("=Q", 4)
     files.clean()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("socket_name", "shared"),
+    [
+        ("h0_parent_198480690", "envoy_shared_memory_198480690"),
+        ("h0_parent_18446744071585799061", "envoy_shared_memory_2171214740"),
+    ],
+)
+def test_an_envoy_that_was_killed_before_it_wrote_its_base_id_leaves_nothing(
+    tmp_path: Path, socket_name: str, shared: str
+) -> None:
+    files = BaseIdFiles(tmp_path, 0, SharedMemory(tmp_path))
+    files.base_id_file.touch()
+    for name in (socket_name, shared, "envoy_shared_memory_70", "h0_parent_x"):
+        (tmp_path / name).touch()
+    files.clean()
+    assert {path.name for path in tmp_path.iterdir()} == {"envoy_shared_memory_70"}
+
+
+def test_a_sweep_leaves_an_envoy_that_listens_unless_it_was_killed(tmp_path: Path) -> None:
+    memory = SharedMemory(tmp_path)
+    files = BaseIdFiles(tmp_path, 0, memory)
+    files.base_id_file.write_text("7")
+    (tmp_path / "envoy_shared_memory_70").touch()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as parent:
+        parent.bind(str(tmp_path / "h0_parent_70"))
+        assert sweep(tmp_path, memory) == 1
+        assert len(list(tmp_path.iterdir())) == 3
+        assert sweep(tmp_path, memory, killed=True) == 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -38,6 +38,26 @@ async def test_who_uses_no_cpu_and_does_not_answer_hangs(idle: int) -> None:
         assert await QUICK.hangs(idle, silent)
 
 
+async def test_time_in_which_kumadp_was_stopped_does_not_count(idle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    real, skipped = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: real() + skipped)
+    queried_at: list[float] = []
+
+    async def note() -> bool:
+        queried_at.append(loop.time())
+        return False
+
+    watch = HangWatch(0.01, 5.0)
+    watching = asyncio.create_task(watch.hangs(idle, note))
+    await asyncio.sleep(0.05)
+    skipped, resumed = 3600.0, real() + 3600.0
+    await asyncio.sleep(0.05)
+    watching.cancel()
+    assert queried_at == []
+    assert loop.time() > resumed
+
+
 async def test_who_is_gone_does_not_hang() -> None:
     async with asyncio.timeout(20):
         assert not await QUICK.hangs(1 << 22, silent)

@@ -255,7 +255,7 @@ async def make_blind(envoys: Epochs) -> None:
 
 
 async def test_a_locked_hot_restart_leaves_it_blind_until_a_cold_restart(tmp_path: Path) -> None:
-    watch = HangWatch(interval=0.02, limit=0.1)
+    watch = HangWatch(interval=0.1, limit=1.5)
     async with running(tmp_path, deadline=1.0, watch=watch, memory=OTHER_LAYOUT) as envoys:
         await make_blind(envoys)
         pid = envoys.pids[0]
@@ -265,7 +265,7 @@ async def test_a_locked_hot_restart_leaves_it_blind_until_a_cold_restart(tmp_pat
         assert outcome.kind is ReloadKind.REFUSED
         assert "only a cold restart can do it: an epoch that ended too early has locked hot restart" in outcome.reason
         # Without an admin that could answer it is not taken for one that hangs.
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2.0)
         assert envoys.pids == [pid]
         outcome = await envoys.component.reload("cold", envoys.plan("second"), allow_cold=True)
         assert (outcome.kind, outcome.epoch) == (ReloadKind.COLD, 0)
@@ -475,7 +475,7 @@ async def test_the_sockets_of_hot_restart_are_the_owners_alone(tmp_path: Path) -
 
 
 async def test_an_envoy_that_hangs_is_killed_and_restarted(tmp_path: Path) -> None:
-    async with running(tmp_path, watch=HangWatch(interval=0.1, limit=0.5)) as envoys:
+    async with running(tmp_path, watch=HangWatch(interval=0.1, limit=1.5)) as envoys:
         pid = envoys.pids[0]
         # An idle one that answers a request is not killed.
         await asyncio.sleep(2.0)
@@ -483,9 +483,24 @@ async def test_an_envoy_that_hangs_is_killed_and_restarted(tmp_path: Path) -> No
         envoys.signal(signal.SIGSTOP)
         await envoys.is_up(2)
         assert await envoys.answer() == "first"
-        reason = "signal 9 (KILL) from kumadp (it hung: no answer from its admin and no CPU used for 0.5 s)"
+        reason = "signal 9 (KILL) from kumadp (it hung: no answer from its admin and no CPU used for 1.5 s)"
         assert reason in envoys.reports[-1].last_exit
         assert [status.describe() for status in envoys.deaths] == [reason]
+
+
+async def test_an_envoy_that_hangs_while_it_starts_is_killed_and_restarted(tmp_path: Path) -> None:
+    envoys = Epochs(tmp_path, watch=HangWatch(interval=0.1, limit=1.5))
+    envoys.start(envoys.plan("first"))
+    try:
+        await poll_async(lambda: asyncio.sleep(0, bool(envoys.pids)), what="a process")
+        stopped = envoys.signal(signal.SIGSTOP)
+        assert envoys.states[-1] is ChildState.STARTING
+        await envoys.is_up()
+        assert envoys.pids != [stopped]
+        assert "it hung: no answer from its admin" in envoys.reports[-1].last_exit
+    finally:
+        envoys.task.cancel()
+        await asyncio.gather(envoys.task, return_exceptions=True)
 
 
 async def test_an_envoy_that_runs_already_is_adopted(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 TIMES = 3
+FALLBACK = "the embedded resolver"
 
 
 def reexecuted(daemon: Daemon, times: int) -> bool:
@@ -38,7 +39,7 @@ def uses_fallback(daemon: Daemon) -> bool:
     except OSError:
         # On a busy host the control socket's first response may take longer than the client waits.
         return False
-    return bool(status["dns"]["answered_by"] == "the embedded resolver")
+    return bool(status["dns"]["answered_by"] == FALLBACK)
 
 
 def under_load(daemon: Daemon, ports: Ports) -> None:
@@ -67,3 +68,6 @@ def test_the_fallback_survives_a_reexecution(tmp_path: Path, ports: Ports) -> No
         daemon.children()["coredns"].kill()
         poll(lambda: uses_fallback(daemon), what="the fallback")
         under_load(daemon, ports)
+        assert "coredns" not in daemon.children()
+        status = query_status(control_socket_path("web", daemon.environment))
+        assert (status["children"]["coredns"]["state"], status["dns"]["answered_by"]) == ("FATAL", FALLBACK)

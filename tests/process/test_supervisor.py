@@ -12,7 +12,7 @@ import pytest
 from kumadp.errors import AdminExposed, ChildFailed, SpawnError
 from kumadp.process.child import Child, Command
 from kumadp.process.restart_policy import ChildState, RestartPolicy
-from kumadp.process.supervisor import ChildReport, Supervisor, SupervisorOptions
+from kumadp.process.supervisor import ChildReport, PreviousDeaths, Supervisor, SupervisorOptions
 from tests.support.hostile_clients import no_descriptors_left
 from tests.support.poll import poll_async
 
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.process
 
 QUICK = RestartPolicy(budget=2, base=0.001)
 STAY = "echo up; exec sleep 60"
+_NO_DEATHS = PreviousDeaths()
 
 
 class Watched:
@@ -41,6 +42,7 @@ class Watched:
         program: str = "/bin/sh",
         first: Child | None = None,
         unwanted: Callable[[], str] = lambda: "",
+        past: PreviousDeaths = _NO_DEATHS,
     ) -> None:
         self.reports: list[ChildReport] = []
         self.pids: list[int] = []
@@ -56,6 +58,7 @@ class Watched:
                 on_change=self.reports.append,
                 grace=grace,
                 adopted=first,
+                previous_deaths=past,
             ),
         )
         self._argv = (program, "-c", script)
@@ -144,6 +147,14 @@ async def test_a_child_that_never_did_its_job_waits() -> None:
         while not (watched.reports and watched.reports[-1].reason == "restarting in 300.00 s"):
             await asyncio.sleep(0.005)
     await watched.end()
+
+
+async def test_without_a_budget_one_that_died_before_a_re_execution_stays_down() -> None:
+    watched = Watched(STAY, RestartPolicy(budget=0), past=PreviousDeaths(0, "sleeper ended with signal 9", 1.0))
+    async with asyncio.timeout(30):
+        with pytest.raises(ChildFailed, match="sleeper ended with signal 9; it is not restarted"):
+            await watched.task
+    assert watched.states == [ChildState.FATAL]
 
 
 async def test_a_child_that_dies_before_it_is_up_counts_too() -> None:

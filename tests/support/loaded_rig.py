@@ -191,14 +191,20 @@ class LoadedRig(Rig):
         prefixes = ("h", "bootstrap.", "relay", "state", "source")
         return sorted(
             [name for name in files if name.endswith(".out") or ".out." in name or name.startswith(prefixes)]
-            + [path.name for path in self._shared if path.exists()]
+            + [path.name for path in self.shared_memory()]
         )
 
+    def shared_memory(self) -> list[Path]:
+        """Return the files of shared memory that are there of the Envoys seen so far."""
+        return sorted(path for path in self._shared if path.exists())
+
     def end(self) -> None:
-        """Kill what still runs."""
+        """Kill what still runs, and leave no shared memory."""
         for process in (*self.envoys(), *self.corednses()):
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        for path in self.shared_memory():
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
