@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SERVICES = 1000
 # Bytes of each resource as an Any.
 SIZES = {CLUSTER: 409, ENDPOINTS: 276, LISTENER: 703}
-# An address of its own: its ports are not those that a test may draw for its listeners.
+# On another address, so that these ports are none of those that a test may use for its listeners.
 ADDRESS = "127.64.0.1"
 PORTS = 20_000
 

@@ -102,6 +102,7 @@ def test_a_socket_is_taken_over_with_what_waits_in_it(kept: Kept, tmp_path: Path
         (bind_unix(path), "unix"),
     ]
     client, sender, local = socket.create_connection(("127.0.0.1", port)), socket.socket(type=socket.SOCK_DGRAM), None
+    client.send(b"question")
     sender.sendto(b"question", ("127.0.0.1", port))
     local = socket.socket(socket.AF_UNIX)
     local.connect(str(path))
