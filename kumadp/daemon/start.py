@@ -138,6 +138,7 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
     handlers = {**otel.handlers(metrics.apply_policy), DNS: (dns.apply_names,)}
     dynconf = DynconfPart(context, handlers, {DNS: dns.on_absent}, lambda: relay.active)
     envoy.observe(dynconf)
+    relay.on_configuration_accepted(envoy.on_accepted)
     relay.on_configuration_accepted(dynconf.on_accepted)
     return [
         *first,

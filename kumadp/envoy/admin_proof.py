@@ -7,13 +7,10 @@ import itertools
 import logging
 import os
 import re
-import socket
 import stat
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import psutil
+from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
 from kumadp.bootstrap.admin_address import TcpAdmin
@@ -22,9 +19,11 @@ from kumadp.envoy.admin_exposure import exposing_listeners
 from kumadp.envoy.admin_probe import AdminProber, ProbeAddress
 from kumadp.errors import AdminExposed
 from kumadp.host.descriptors import is_exhausted
+from kumadp.host.net.interfaces import interface_addresses
+from kumadp.host.net.listening import descriptors, listening_addresses, listening_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.admin import AdminClient
@@ -201,7 +200,7 @@ async def _is_ours(admin: AdminClient, prober: AdminProber, target: ProbeAddress
 def _probe_addresses(
     pid: int, bound: Collection[tuple[str, int]], admin: AdminAddress, only: Collection[tuple[str, int]] | None
 ) -> list[ProbeAddress]:
-    local = _local_addresses()
+    local = interface_addresses()
     reached: set[tuple[str, int]] = set()
     for host, port in bound:
         at_admin = isinstance(admin, TcpAdmin) and port == admin.port
@@ -222,38 +221,22 @@ def _reached_at(host: str, local: list[str]) -> set[str]:
     return {*zoned, *plain}
 
 
-def _local_addresses() -> list[str]:
-    """Return the addresses of this host, link-local ones with their zone (RFC 4007), without which they are useless."""
-    entries = itertools.chain.from_iterable(psutil.net_if_addrs().values())
-    return sorted({entry.address for entry in entries if entry.family in {socket.AF_INET, socket.AF_INET6}})
-
-
 def _external_addresses() -> set[str]:
     """Return the addresses at which other hosts reach this one, and the wildcards."""
-    hosts = {address.partition("%")[0] for address in _local_addresses()}
+    hosts = {address.partition("%")[0] for address in interface_addresses()}
     return {*WILDCARDS, *(host for host in hosts if not is_loopback(host))}
 
 
 def _listening(pid: int, admin: AdminAddress) -> set[tuple[str, int]]:
     """Return where the process listens, and where any other process does on the admin's port."""
-    try:
-        bound: Iterable[Any] = psutil.net_connections("tcp")
-    except psutil.AccessDenied:
-        bound = ()
-    port = admin.port if isinstance(admin, TcpAdmin) else 0
-    listening = {item.laddr for item in bound if item.status == psutil.CONN_LISTEN and item.laddr.port == port}
-    try:
-        own = psutil.Process(pid).net_connections("tcp")
-    except psutil.NoSuchProcess:
-        own = []
-    listening |= {item.laddr for item in own if item.status == psutil.CONN_LISTEN}
-    return {(address.ip, address.port) for address in listening}
+    others = listening_sockets(admin.port) if isinstance(admin, TcpAdmin) else ()
+    return {*listening_addresses(pid), *((row.host, row.port) for row in others)}
 
 
 def _open_sockets(pid: int, admin: AdminAddress) -> list[str]:
     """Return Unix sockets of the process that other users may connect to, also from another container."""
     try:
-        inodes = {link[8:-1] for link in _descriptors(pid) if link.startswith("socket:[")}
+        inodes = {link[8:-1] for link in descriptors(pid) if link.startswith("socket:[")}
         own = listening_paths(Path(f"/proc/{pid}/net/unix").read_bytes(), inodes)
     except OSError as error:
         if is_exhausted(error):
@@ -272,16 +255,6 @@ def listening_paths(table: bytes, inodes: Collection[str]) -> list[str]:
     """
     matches = _UNIX_SOCKET.finditer(table)
     return [os.fsdecode(match[3]) for match in matches if int(match[1], 16) & _LISTENS and match[2].decode() in inodes]
-
-
-def _descriptors(pid: int) -> list[str]:
-    links = []
-    for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - a large folder, names alone
-        try:
-            links.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115
-        except OSError:
-            continue
-    return links
 
 
 def _open_to_others(path: str) -> bool:

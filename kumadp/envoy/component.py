@@ -16,6 +16,7 @@ from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.liveness import LivenessCheck
 from kumadp.envoy.reload import Plan, ReloadOutcome
 from kumadp.envoy.server_state import ServerState, configuration_error
+from kumadp.envoy.serving_watch import ServingWatch
 from kumadp.errors import AdminExposed, ChildFailed
 from kumadp.host.descriptors import is_exhausted
 from kumadp.process.progress import ProgressWatch
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.envoy")
 
-_FIRST_POLL = 0.02
-_LONGEST_POLL = 0.25
 # Pause while there is no Envoy whose liveness could be checked (seconds).
 _NO_ENVOY_PAUSE = 0.5
 # A second request of this kind is ignored while listeners drain.
@@ -71,6 +70,7 @@ class EnvoyComponent:
         self._proofs: set[asyncio.Future[None]] = set()
         self._exposed: AdminExposed | None = None
         self._server = ServerState(self.admin, callbacks.on_not_ready)
+        self._serving = ServingWatch()
         self._runner = EpochRunner(plan, options, callbacks.epochs, self.admin)
         self.supervisor = self._runner.supervisor = Supervisor(
             self.name,
@@ -146,6 +146,10 @@ class EnvoyComponent:
     def recheck_admin(self, listeners: Collection[str] | None = None) -> None:
         """Prove soon that the admin is private: on these new or changed listeners, by name; None: on all."""
         self._pending_proof.add(listeners)
+
+    def on_accepted(self) -> None:
+        """Look at once whether Envoy serves: it has accepted a configuration."""
+        self._serving.event()
 
     @property
     def is_handing_over(self) -> bool:
@@ -236,10 +240,7 @@ class EnvoyComponent:
             return
         watch = asyncio.ensure_future(self._watch_progress(child.pid))
         try:
-            pause = _FIRST_POLL
-            while not await self._server.serves(dynamic=self._runner.plan.dynamic):
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.3, _LONGEST_POLL)
+            await self._serving.until(lambda: self._server.serves(dynamic=self._runner.plan.dynamic))
         finally:
             watch.cancel()
         self._pending_proof.take()

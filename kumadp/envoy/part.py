@@ -165,6 +165,11 @@ class EnvoyPart(Part):
         if self.component is not None:
             self.component.recheck_admin(listeners)
 
+    def on_accepted(self, _type_url: str) -> None:
+        """Look at once whether Envoy serves: it has accepted a response of the relay."""
+        if self.component is not None:
+            self.component.on_accepted()
+
     def command(self, prepared: Prepared, binary: Path) -> Callable[[], Awaitable[Command]]:
         """Return what makes Envoy's command for this bootstrap, by the settings as they are now."""
         return self._context.command(

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-import psutil
 from msgspec.structs import replace
 
 from kumadp.bootstrap.admin_address import TcpAdmin, parse_admin
@@ -16,6 +15,7 @@ from kumadp.envoy.admin_proof import prove_private
 from kumadp.envoy.retirement import Due
 from kumadp.envoy.server_state import ServerState
 from kumadp.errors import AdminExposed
+from kumadp.host.net.listening import listening_addresses
 from kumadp.process.progress import ProgressWatch
 
 if TYPE_CHECKING:
@@ -147,12 +147,7 @@ class Takeover:
 def listening(pid: int, admin: AdminAddress | None) -> frozenset[tuple[str, int]]:
     """Return where a process listens, without its admin, which it loses early."""
     excluded = (admin.host, admin.port) if isinstance(admin, TcpAdmin) else None
-    try:
-        connections = psutil.Process(pid).net_connections("tcp")
-    except psutil.Error:
-        return frozenset()
-    bound = {(item.laddr.ip, item.laddr.port) for item in connections if item.status == psutil.CONN_LISTEN}
-    return frozenset(address for address in bound if address != excluded)
+    return frozenset(address for address in listening_addresses(pid) if address != excluded)
 
 
 def resumed(state: EnvoyState, alive: Container[int]) -> EnvoyState:

@@ -6,7 +6,7 @@ import ipaddress
 from pathlib import Path, PurePosixPath
 
 from kumadp.host.cgroup import MOUNTED, PROC, cgroups
-from kumadp.host.net.ports import local_addresses
+from kumadp.host.net.interfaces import local_addresses
 
 # Where Linux distributions keep their CA bundle (the places that Go's crypto/x509 looks at).
 CA_BUNDLES = (

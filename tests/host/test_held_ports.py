@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.net import held_ports, ports
+from kumadp.host.net import held_ports, listening
 from kumadp.host.net.held_ports import HeldPorts
 from kumadp.host.net.sock_diag import ListeningSocket, SockDiag
 from tests.support.ports import free_port
@@ -59,7 +59,7 @@ def test_the_more_specific_address_accepts(diag: SockDiag) -> None:
 def test_answers_to_an_earlier_request_are_skipped(diag: SockDiag) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-        diag._send(socket.AF_INET, 0x301, port, b"")
+        diag._send(socket.AF_INET, port, b"", dump=True)
         listener = diag.listener("127.0.0.1", port)
         assert listener is not None
         assert listener.port == port
@@ -74,7 +74,7 @@ class Counted:
 
         def is_held_by(pids: tuple[int, ...], host: str, port: int) -> bool:
             self.count += 1
-            return ports.is_held_by(pids, host, port)
+            return listening.is_held_by(pids, host, port)
 
         monkeypatch.setattr(held_ports, "is_held_by", is_held_by)
 
@@ -131,11 +131,11 @@ async def test_without_the_kernel_s_help_every_request_reads_descriptors(
         raise PermissionError(1, "no netlink here")
 
     monkeypatch.setattr(held_ports, "SockDiag", unavailable)
-    monkeypatch.setattr(ports, "SockDiag", unavailable)
+    monkeypatch.setattr(listening, "SockDiag", unavailable)
     held = HeldPorts(lambda: (os.getpid(),))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         for _ in range(2):
-            assert await held.holds("127.0.0.1", listening.getsockname()[1])
+            assert await held.holds("127.0.0.1", sock.getsockname()[1])
     assert not await held.holds("127.0.0.1", free_port())
     assert reads.count == 3
     held.close()

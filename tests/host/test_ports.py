@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+import psutil
 import pytest
 
 from kumadp.errors import PortsTaken
-from kumadp.host.net.ports import BindAddress, check_ports, holder_of, is_held_by, local_addresses
+from kumadp.host.net import listening
+from kumadp.host.net.interfaces import interface_addresses, local_addresses
+from kumadp.host.net.listening import is_held_by, listening_addresses, listening_sockets
+from kumadp.host.net.ports import BindAddress, check_ports, holder_of
 from tests.support.ports import free_port, free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kumadp.host.net.ports import TransportProtocol
 
@@ -102,6 +107,13 @@ async def test_an_address_of_another_host_is_reported() -> None:
     assert "not on this host" in line
 
 
+LISTEN = """
+import socket, sys, time
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
 # A user id that nobody has a name for.
 STRANGER = 65533
 
@@ -155,29 +167,79 @@ def test_the_holder_is_a_program_and_a_pid() -> None:
 
 
 def test_addresses_of_this_host() -> None:
-    actual = local_addresses()
-    assert "127.0.0.1" in actual
-    assert not [one for one in actual if "%" in one]
+    listed = psutil.net_if_addrs().values()
+    families = {socket.AF_INET, socket.AF_INET6}
+    expected = {entry.address for entries in listed for entry in entries if entry.family in families}
+    assert interface_addresses() == sorted(expected)
+    assert local_addresses() == {address.partition("%")[0] for address in expected}
+    assert "127.0.0.1" in local_addresses()
+
+
+@pytest.fixture(params=["sock_diag", "proc"])
+def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "proc":
+        monkeypatch.setattr(listening, "SockDiag", unavailable(errno.EPERM))
+
+
+def unavailable(number: int) -> Callable[[], NoReturn]:
+    def fail() -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.usefixtures("source")
+def test_where_a_process_listens() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as four,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+        subprocess.Popen([sys.executable, "-c", LISTEN, "0"], stdout=subprocess.PIPE) as other,
+    ):
+        try:
+            ours = {four.getsockname()[:2], six.getsockname()[:2]}
+            assert ours <= listening_addresses(os.getpid())
+            assert other.stdout is not None
+            other.stdout.readline()
+            theirs = listening_addresses(other.pid)
+            assert len(theirs) == 1
+            assert not theirs & ours
+            port = four.getsockname()[1]
+            assert ("127.0.0.1", port) in {(row.host, row.port) for row in listening_sockets(port)}
+            assert {row.port for row in listening_sockets(port)} == {port}
+        finally:
+            other.kill()
+    assert not listening_addresses(other.pid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_process_whose_descriptors_are_not_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_pid: int) -> NoReturn:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(listening, "descriptors", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as ours, somebody_else("127.0.0.7", port := free_port()):
+        seen = listening_addresses(1)
+        assert ours.getsockname() in seen
+        assert ("127.0.0.7", port) not in seen
+
+
+def test_without_a_free_descriptor_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "SockDiag", unavailable(errno.EMFILE))
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        listening_addresses(os.getpid())
+    assert not is_held_by([os.getpid()], "127.0.0.1", 1)
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::"])
 def test_who_would_answer_a_connection(bound: str) -> None:
     family = socket.AF_INET6 if ":" in bound else socket.AF_INET
     ours, parent = os.getpid(), os.getppid()
-    with socket.create_server((bound, 0), family=family) as listening:
-        port = listening.getsockname()[1]
+    with socket.create_server((bound, 0), family=family) as sock:
+        port = sock.getsockname()[1]
         assert is_held_by([parent, ours], "127.0.0.1", port)
         assert not is_held_by([parent], "127.0.0.1", port)
         assert is_held_by([ours], "127.0.0.9", port) is (bound != "127.0.0.1")
     assert not is_held_by([ours], "127.0.0.1", port)
-
-
-LISTEN = """
-import socket, sys, time
-with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
-    print("up", flush=True)
-    time.sleep(60)
-"""
 
 
 def test_who_listens_on_the_address_itself_answers_before_who_listens_on_all() -> None:

@@ -279,6 +279,7 @@ async def _poll(check: Callable[[], Awaitable[T]]) -> T:
 
 def _bound_by(pid: int, port: int) -> frozenset[str]:
     """Return the addresses on which a process has the port by UDP and TCP; none if we may not know. May block."""
+
     try:
         connections = psutil.Process(pid).net_connections("inet")
     except psutil.Error:

@@ -16,7 +16,7 @@ from kumadp.dns.coredns.corefile_check import check_corefile, identity_of_binary
 from kumadp.dns.coredns.template import render
 from kumadp.dns.resolvconf import is_own, read
 from kumadp.errors import KumadpError, Problem, SettingsError, SpawnError
-from kumadp.host.net.ports import local_addresses
+from kumadp.host.net.interfaces import local_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK
 from kumadp.dns.coredns.port_sharing import PortSharing
-from kumadp.host.net.ports import local_addresses
+from kumadp.host.net.interfaces import local_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Collection

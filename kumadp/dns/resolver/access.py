@@ -6,7 +6,7 @@ import ipaddress
 import time
 from typing import TYPE_CHECKING
 
-from kumadp.host.net.ports import local_addresses
+from kumadp.host.net.interfaces import local_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,7 +16,7 @@ from kumadp.dns.resolver.access import Access
 from kumadp.dns.resolver.exchange import SentQueries, query_udp
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import HandedNames, Table
-from kumadp.host.net.ports import local_addresses
+from kumadp.host.net.interfaces import local_addresses
 from kumadp.resources.dns_defaults import DEFAULT_TTL
 
 if TYPE_CHECKING:

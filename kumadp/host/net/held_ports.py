@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from kumadp.host.descriptors import EXHAUSTED
-from kumadp.host.net.ports import is_held_by
+from kumadp.host.net.listening import is_held_by
 from kumadp.host.net.sock_diag import SockDiag
 
 if TYPE_CHECKING:

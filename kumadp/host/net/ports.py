@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import functools
-import os
-import pwd
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
 from msgspec import Struct
 
-from kumadp.addresses import ANY_IPV4, ANY_IPV6, canonical, is_ip, overlap, socket_address, with_port, without_zone
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, is_ip, overlap, socket_address, with_port
 from kumadp.errors import PortsTaken, Problem
-from kumadp.host.net.sock_diag import SockDiag
+from kumadp.host.net.listening import address_in_row
 from kumadp.host.reexec import inherited_sockets as inherited
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 TransportProtocol = Literal["tcp", "udp"]
+# psutil's word. It is imported only where a process is to be named: it takes 2 MB.
+_LISTENS = "LISTEN"
 
 
 class BindAddress(Struct, frozen=True):
@@ -118,6 +115,8 @@ def port_uses(addresses: Iterable[BindAddress]) -> list[PortUse]:
 
 def _connections() -> list[Any]:
     """Return all sockets that psutil lists; empty if it cannot read /proc, since this is only for messages."""
+    import psutil
+
     try:
         return psutil.net_connections("inet")
     # A line that psutil cannot parse is a RuntimeError (psutil/_pslinux.py).
@@ -127,6 +126,8 @@ def _connections() -> list[Any]:
 
 def holder_of(address: BindAddress) -> str:
     """Return the process that listens there, with its pid, or its user if we may not see the process."""
+    import psutil
+
     for pid in _holders(address, _connections()):
         try:
             return f"{psutil.Process(pid).name()} (pid {pid})"
@@ -144,13 +145,15 @@ def _holders(address: BindAddress, connections: Iterable[Any]) -> list[int]:
         if connection.type == kind
         and connection.laddr
         and connection.laddr.port == address.port
-        and (kind == socket.SOCK_DGRAM or connection.status == psutil.CONN_LISTEN)
+        and (kind == socket.SOCK_DGRAM or connection.status == _LISTENS)
         and overlap(connection.laddr.ip, address.host)
         and connection.pid
     ]
 
 
 def _user_of(address: BindAddress) -> str:
+    import pwd
+
     for name in (address.protocol, address.protocol + "6"):
         try:
             rows = Path("/proc/net", name).read_text().splitlines()[1:]
@@ -158,7 +161,7 @@ def _user_of(address: BindAddress) -> str:
             continue
         for row in rows:
             columns = row.split()
-            host, port = _bound(columns[1])
+            host, port = address_in_row(columns[1])
             listens = address.protocol == "udp" or columns[3] == "0A"
             if listens and port == address.port and overlap(host, address.host):
                 uid = int(columns[7])
@@ -169,54 +172,6 @@ def _user_of(address: BindAddress) -> str:
     return "a process that is not visible here"
 
 
-def _bound(column: str) -> tuple[str, int]:
-    """Return address and port of a row: 32-bit words in this machine's byte order, in hexadecimal (proc_net_tcp)."""
-    words, _, port = column.partition(":")
-    packed = b"".join(int(words[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(words), 8))
-    return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
-
-
-def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
-    """Return whether one of these processes, of our own user, would accept a TCP connection to ``host``. May block."""
-    listening = [row for row in _listening(port) if overlap(row[0], host)]
-    # A listener on the address itself precedes one on all addresses.
-    answering = [row for row in listening if row[0] == canonical(without_zone(host))] or listening
-    sockets = {f"socket:[{inode}]" for _, uid, inode in answering if uid == os.geteuid()}
-    return bool(sockets) and any(link in sockets for pid in pids for link in _descriptors(pid))
-
-
-def _listening(port: int) -> Iterable[tuple[str, int, int]]:
-    """Return address, user and inode of each socket that listens on a port."""
-    try:
-        with contextlib.closing(SockDiag()) as diag:
-            return [(canonical(row.host), row.uid, row.inode) for row in diag.listeners(port)]
-    except OSError:
-        return _listening_by_file(port)
-
-
-def _listening_by_file(port: int) -> Iterator[tuple[str, int, int]]:
-    for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError), Path("/proc/net", name).open() as rows:
-            next(rows)
-            for row in rows:
-                columns = row.split()
-                if columns[3] != "0A":
-                    # Listening sockets come first (Linux, net/ipv4/tcp_ipv4.c: tcp_get_idx).
-                    break
-                host, on = _bound(columns[1])
-                if on == port:
-                    yield host, int(columns[7]), int(columns[9])
-
-
-def _descriptors(pid: int) -> Iterator[str]:
-    """Yield the targets of the descriptors of a process that we may see."""
-    folder = f"/proc/{pid}/fd"
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208 - hundreds of names, each read once
-            with contextlib.suppress(OSError):
-                yield os.readlink(f"{folder}/{name}")  # noqa: PTH115 - the same
-
-
 def every_address() -> str:
     """Return the wildcard for every address of this host: of IPv6, which includes IPv4, if the kernel has it."""
     try:
@@ -224,13 +179,3 @@ def every_address() -> str:
             return ANY_IPV6
     except OSError:
         return ANY_IPV4
-
-
-def local_addresses() -> frozenset[str]:
-    """Return every IP address of this host, without zone suffixes."""
-    return frozenset(
-        entry.address.split("%", 1)[0]
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family in {socket.AF_INET, socket.AF_INET6}
-    )
