@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from kumadp.accesslog.component import AccessLogs, AccessLogsHandover
 from kumadp.core.part import Handed, Part
 from kumadp.host.socket_names import access_log, kuma_socket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import msgspec
-
+    from kumadp.accesslog.component import AccessLogs, AccessLogsHandover
     from kumadp.core.context import Context
     from kumadp.core.previous import Previous
 
@@ -23,20 +21,29 @@ _FLUSH = 3.0
 class AccessLogPart(Part):
     """Serves what control planes know as ``feature-tcp-accesslog-via-named-pipe``; starts before Envoy."""
 
-    name = AccessLogs.name
-    handover: ClassVar[type[msgspec.Struct] | None] = AccessLogsHandover
+    name = "access logs"
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._handed: AccessLogsHandover | None = None
         self._logs: AccessLogs | None = None
 
+    @classmethod
+    def section_type(cls) -> type[AccessLogsHandover]:
+        """Return the type of its section of a handover."""
+        from kumadp.accesslog.component import AccessLogsHandover
+
+        return AccessLogsHandover
+
     def adopt(self, previous: Previous) -> None:
         """Take the lines that were not sent yet, and their destinations."""
-        self._handed = previous.section(self.name, AccessLogsHandover)
+        if previous.has_section(self.name):
+            self._handed = previous.section(self.name, self.section_type())
 
     async def start(self) -> None:
         """Read the FIFO from now on; if it cannot be made, that costs access logs alone."""
+        from kumadp.accesslog.component import AccessLogs
+
         context = self._context
         path = kuma_socket(context.work.sockets, access_log(context.name, context.mesh))
         flush = min(_FLUSH, context.settings.drain_time)

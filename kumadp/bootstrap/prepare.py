@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from kumadp.bootstrap.admin_guard import ReservedPort, guard
 from kumadp.bootstrap.fields import get
-from kumadp.bootstrap.stat_tags import with_deferred_stats, with_fast_stat_tags
 from kumadp.host.log.secrets import holds_secret
 from kumadp.host.private_file import write_json
 from kumadp.host.work_dir import BOOTSTRAP_FILE, reporting_write_errors
@@ -88,6 +86,8 @@ async def prepare(
 
     ``admin_port``: the one that the Dataplane names, 0: none. Raises KumadpError.
     """
+    from kumadp.bootstrap.admin_guard import ReservedPort, guard
+
     reserved = [
         ReservedPort(address.host, address.port, address.purpose)
         for address in target.taken
@@ -118,6 +118,7 @@ async def prepare_fetched(
 ) -> Prepared:
     """Like `prepare`, for a control plane's bootstrap; ``relay`` is the socket that Envoy's xDS goes to, if any."""
     from kumadp.bootstrap.rewrite import rewrite_for_relay
+    from kumadp.bootstrap.stat_tags import with_deferred_stats, with_fast_stat_tags
 
     tree, upstream = fetched.tree, None
     if relay is not None and get(tree, "dynamicResources", "adsConfig") is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib
 import os
@@ -62,6 +61,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             if ctx.resilient_parsing:
                 return None
+            import difflib
+
             similar = difflib.get_close_matches(cmd_name, COMMANDS, 1)
             hint = f"did you mean {similar[0]}?" if similar else f"one of {', '.join(COMMANDS)}"
             raise UsageError(f"no command {cmd_name!r}", hint)

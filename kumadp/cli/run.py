@@ -228,21 +228,21 @@ def _loop_factory(use_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop]:
 
 def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
     """Return the given resource (None if only the control plane has it), and the mesh in standalone mode."""
-    from kumadp.host.reexec.handover import buffer_stdin
-    from kumadp.resources.load import load_resource, load_resource_file
-
     if settings.standalone:
         from kumadp.standalone.mesh import read_mesh
 
         mesh = read_mesh(Path(settings.standalone), settings.name)
         return mesh.ours, mesh
+    if not (settings.dataplane_file or settings.dataplane):
+        return None, None
+    from kumadp.host.reexec.handover import buffer_stdin
+    from kumadp.resources.load import load_resource, load_resource_file
+
     if settings.dataplane_file == "-":
         buffer_stdin()
     if settings.dataplane_file:
         return load_resource_file(settings.dataplane_file, variables=settings.dataplane_vars), None
-    if settings.dataplane:
-        return load_resource(settings.dataplane, "--dataplane", variables=settings.dataplane_vars), None
-    return None, None
+    return load_resource(settings.dataplane, "--dataplane", variables=settings.dataplane_vars), None
 
 
 def read_transparent_files(settings: Settings) -> TransparentProxy | None:

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from kumadp import __version__
-from kumadp.bootstrap.parser import parse_bootstrap
-from kumadp.bootstrap.prepare import Fetched
 from kumadp.host.log.secrets import register
 from kumadp.host.private_file import read_private, write_private
 from kumadp.host.work_dir import TOKEN_FILE, reporting_write_errors
@@ -23,6 +21,7 @@ from kumadp.host.work_dir import TOKEN_FILE, reporting_write_errors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kumadp.bootstrap.prepare import Fetched
     from kumadp.controlplane.bootstrap_http import Trust
     from kumadp.errors import ControlPlaneUnavailable
     from kumadp.host.work_dir import WorkDir
@@ -107,7 +106,6 @@ class KumaClient:
         each address has failed ``once``.
         """
         from kumadp.controlplane.bootstrap_http import fetch_bootstrap
-        from kumadp.resources.wire import digest
 
         resource = self.resource
 
@@ -126,6 +124,10 @@ class KumaClient:
             on_connected=lambda: self.on_connected(),
         )
         self.counted["answered"] += 1
+        from kumadp.bootstrap.parser import parse_bootstrap
+        from kumadp.bootstrap.prepare import Fetched
+        from kumadp.resources.wire import digest
+
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
         fetched = Fetched(
             tree,
@@ -200,9 +202,7 @@ class KumaClient:
         from kumadp.controlplane.bootstrap_messages import RequestFacts, encode_request
         from kumadp.controlplane.features import announced_features
         from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
-        from kumadp.resources.transparent_proxy import Redirected
         from kumadp.resources.types import PROXY_TYPES
-        from kumadp.resources.wire import request_json
 
         settings, resource = self.settings, self.resource
         versions, sidecar = self.versions, self._sidecar
@@ -212,15 +212,13 @@ class KumaClient:
         if settings.host_ip:
             metadata["HOST_IP"] = settings.host_ip
         transparent = sidecar.transparent
-        dns = Redirected(enabled=sidecar.dns_port is not None, port=settings.envoy_dns_port)
-        without = frozenset({"probes"} if sidecar.serves_probes else ())
         facts = RequestFacts(
             mesh=resource.mesh if resource else settings.mesh,
             name=resource.name if resource else settings.name,
             proxy_type=PROXY_TYPES[resource.kind] if resource else settings.proxy_type,
             token=token,
             token_path=self._token_file(token),
-            resource=request_json(resource, without=without) if resource else "",
+            resource=self._resource_json(resource) if resource else "",
             kumadp_version=__version__,
             envoy_version=versions.envoy,
             envoy_build=versions.envoy_build,
@@ -244,6 +242,17 @@ class KumaClient:
             spire_socket_path=settings.spire_socket_path,
             app_probe_proxy=settings.application_probe_proxy_port > 0,
             otel_env=sidecar.otel_env,
-            transparent_proxy=transparent.wire(dns) if transparent is not None else None,
+            transparent_proxy=self._redirected(transparent) if transparent is not None else None,
         )
         return encode_request(facts), trust
+
+    def _resource_json(self, resource: Resource) -> str:
+        from kumadp.resources.wire import request_json
+
+        return request_json(resource, without=frozenset({"probes"} if self._sidecar.serves_probes else ()))
+
+    def _redirected(self, transparent: TransparentProxy) -> dict[str, Any]:
+        from kumadp.resources.transparent_proxy import Redirected
+
+        dns = Redirected(enabled=self._sidecar.dns_port is not None, port=self.settings.envoy_dns_port)
+        return transparent.wire(dns)

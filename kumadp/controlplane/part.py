@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from kumadp.bootstrap.generation import generation_of
 from kumadp.bootstrap.prepare import Target, prepare_fetched
-from kumadp.bootstrap.secrets import with_token
 from kumadp.controlplane.bootstrap_client import KumaClient
 from kumadp.controlplane.bootstrap_condition import BootstrapCondition
 from kumadp.controlplane.source_file import Source, read_source, write_source
@@ -23,7 +22,6 @@ from kumadp.host.work_dir import BOOTSTRAP_FILE, bootstrap_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
     from ssl import SSLContext
 
     import msgspec
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from kumadp.bootstrap.prepare import Fetched, Prepared
     from kumadp.controlplane.bootstrap_client import Sidecar, Versions
     from kumadp.controlplane.bootstrap_watch import BootstrapWatch
+    from kumadp.controlplane.configuration_relay import ConfigurationRelay
     from kumadp.core.context import Context
     from kumadp.core.previous import Previous
     from kumadp.host.net.ports import BindAddress
@@ -40,6 +39,8 @@ log = logging.getLogger("kumadp.controlplane")
 
 # How long the control plane is waited for before the last good configuration serves (seconds): traffic within 5.
 WARM_AFTER = 2.0
+# How long other parts wait for the bootstrap request to be sent (seconds): each of them has something to import first.
+SENT_WITHIN = 0.1
 # How long a query for the bootstrap may take (seconds) while a stream waits for it.
 QUERY_WITHIN = 10.0
 # How long a reload waits for a control plane that may be unreachable (seconds): then Envoy gets the bootstrap it has.
@@ -48,32 +49,14 @@ RELOAD_WITHIN = 5.0
 _OF_CONNECTION = ("cp_address", "ca_cert_file", "ca_cert", "skip_verify", "retry_backoff", "token", "token_path")
 
 
-class ConfigurationRelay(Protocol):
-    """The relay, as the bootstrap needs it."""
-
-    @property
-    def path(self) -> Path | None:
-        """The socket that Envoy's xDS goes to; None: Envoy connects to the control plane itself."""
-
-    def preload(self) -> object:
-        """Import the session while the control plane is waited for."""
-
-    async def load(self, envoy_version: str) -> Fetched | None:
-        """Choose the socket, and return the bootstrap of the last good configuration on disk, if any."""
-
-    async def confirm(self) -> None:
-        """Note that the control plane stands by what Envoy runs with."""
-
-
 class ControlPlanePart(Part):
-    """Gets the bootstrap.
+    """Requests the bootstrap, which `kumadp.controlplane.bootstrap_part` waits for.
 
     ``versions`` and ``sidecar`` are what the request reports, ``taken`` the addresses that no admin may have; they are
     called when it starts.
     """
 
     name = "control plane"
-    handover: ClassVar[type[msgspec.Struct] | None] = Source
     client: KumaClient
 
     def __init__(
@@ -93,6 +76,8 @@ class ControlPlanePart(Part):
         self._unreachable = asyncio.Event()
         self._condition = BootstrapCondition(context.status)
         self._started_early = False
+        self._sent = asyncio.Event()
+        self._awaited: asyncio.Task[Fetched] | None = None
         self._first_request: asyncio.Task[Fetched] | None = None
         self._newer: Fetched | None = None
         self._renewed_client: KumaClient | None = None
@@ -149,6 +134,11 @@ class ControlPlanePart(Part):
 
     # The start
 
+    @classmethod
+    def section_type(cls) -> type[msgspec.Struct]:
+        """Return the type of its section of a handover."""
+        return Source
+
     def adopt(self, previous: Previous) -> None:
         """Take the bootstrap that was handed over, or that a killed kumadp kept for the Envoy that it left."""
         section = previous.section(self.name, Source)
@@ -158,10 +148,7 @@ class ControlPlanePart(Part):
             self._handed = read_source(self._context.work.path)
 
     async def start(self) -> None:
-        """Get the bootstrap, for as long as it takes.
-
-        From the last good one on disk if the control plane does not answer; the request then goes on.
-        """
+        """Request the bootstrap; returns when the request is sent, or soon: the rest starts while it is answered."""
         context, settings = self._context, self._context.settings
         versions = self._versions()
         tokens, loop = TokenWatch(context.status, lambda: self.client.read_token()), asyncio.get_running_loop()
@@ -174,30 +161,42 @@ class ControlPlanePart(Part):
             lambda token: loop.call_soon_threadsafe(tokens.note, token),
         )
         self.client.on_answer(self._note_generation)
-        if self._relay is not None:
-            self.client.on_connected = self._relay.preload
+        self.client.on_connected = self._on_connected
         context.status.counters["bootstrap"] = self.client.counted
         if settings.xds_transport_variant == "DELTA_GRPC":
             log.info("DELTA_GRPC is not announced: kumadp chooses what the control plane speaks")
-        self._last_good = await self._relay.load(versions.envoy) if self._relay is not None else None
-        await context.use_bootstrap(await self._first())
+        if self._handed is None:
+            context.status.set_not_ready("bootstrap", f"requesting it from {settings.cp_address}")
+            self._awaited = self._request()
+            sent = asyncio.ensure_future(self._sent.wait())
+            await asyncio.wait({self._awaited, sent}, timeout=SENT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+            sent.cancel()
+
+    async def get_bootstrap(self) -> None:
+        """Have every part use the bootstrap; it is waited for as long as it takes.
+
+        From the last good one on disk if the control plane does not answer; the request then goes on.
+        """
+        relay, envoy = self._relay, self.client.versions.envoy
+        self._last_good = await relay.load(envoy) if relay is not None else None
+        await self._context.use_bootstrap(await self._first())
 
     async def _first(self) -> Prepared:
-        status, settings = self._context.status, self._context.settings
-        if self._handed is not None:
+        if self._awaited is None:
+            assert self._handed is not None  # noqa: S101 - else `start` has requested it
             self._note_generation(self._handed)
             self._started_early = True
             self._first_request = self._request()
             return await self._prepare(self._handed, self.client)
-        status.set_not_ready("bootstrap", f"requesting it from {settings.cp_address}")
-        request = self._request()
-        try:
-            fetched = await self._fetched_or_last_good(request)
-        except asyncio.CancelledError:
-            request.cancel()
-            raise
-        status.set_not_ready("bootstrap", "")
+        fetched = await self._fetched_or_last_good(self._awaited)
+        self._awaited = None
+        self._context.status.set_not_ready("bootstrap", "")
         return await self._prepare(fetched, self.client)
+
+    def _on_connected(self) -> None:
+        self._sent.set()
+        if self._relay is not None:
+            self._relay.preload()
 
     def _request(self) -> asyncio.Task[Fetched]:
         request = asyncio.create_task(
@@ -267,6 +266,8 @@ class ControlPlanePart(Part):
 
     async def _with_token(self, fetched: Fetched) -> Fetched:
         """A bootstrap that was handed over has no token, but an Envoy that connects by itself needs one."""
+        from kumadp.bootstrap.secrets import with_token
+
         try:
             return replace(fetched, tree=with_token(fetched.tree, await asyncio.to_thread(self.client.token)))
         except (ControlPlaneRefused, OSError) as error:
@@ -284,9 +285,10 @@ class ControlPlanePart(Part):
         return Handed(Source.of(fetched)) if fetched is not None else None
 
     async def close(self) -> None:
-        """End the first request if nobody waits for it."""
-        if (request := self.take_first_request()) is not None:
-            request.cancel()
+        """End the first request."""
+        for request in (self.take_first_request(), self._awaited):
+            if request is not None:
+                request.cancel()
 
     # Changes of the bootstrap
 

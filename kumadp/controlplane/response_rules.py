@@ -6,7 +6,6 @@ import enum
 import os
 import ssl
 import time
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -119,6 +118,10 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:6]), LONGEST_RETRY_AFTER)
+    if not text:
+        return 0.0
+    from email.utils import parsedate_to_datetime
+
     try:
         wait = parsedate_to_datetime(text).timestamp() - time.time()
     except (ValueError, TypeError, OverflowError):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kumadp.bootstrap.prepare import Aggregated, Fetched
-from kumadp.bootstrap.secrets import without_token
 from kumadp.decoding import Undecodable, decode_json
 from kumadp.host.private_file import read_private, write_json
 from kumadp.host.work_dir import SOURCE_FILE
@@ -34,6 +33,8 @@ class Source(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, fetched: Fetched) -> Source:
         """Return what of a bootstrap may be kept."""
+        from kumadp.bootstrap.secrets import without_token
+
         return cls(
             without_token(fetched.tree),
             fetched.corefile_template,

@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.descriptors import is_exhausted
-from kumadp.host.net.tls import NoTrustAnchor, client_context, read_anchors, read_anchors_file
 
 if TYPE_CHECKING:
     import ssl
@@ -32,14 +31,16 @@ def read_trust(settings: Settings) -> tuple[Trust, tuple[str, ...]]:
     descriptor or memory left.
     """
     source = settings.ca_cert_file
+    if not (settings.ca_cert or source):
+        return Trust("", verify=not settings.skip_verify), ()
+    from kumadp.host.net.tls import NoTrustAnchor, read_anchors, read_anchors_file
+
     try:
         if settings.ca_cert:
             source = "the inline CA"
             anchors = read_anchors(settings.ca_cert)
-        elif source:
-            anchors = read_anchors_file(source)
         else:
-            return Trust("", verify=not settings.skip_verify), ()
+            anchors = read_anchors_file(source)
     except OSError as error:
         if is_exhausted(error):
             raise
@@ -56,6 +57,8 @@ def make_context(trust: Trust) -> ssl.SSLContext:
 
     Raises ControlPlaneRefused if the CA is not PEM.
     """
+    from kumadp.host.net.tls import NoTrustAnchor, client_context, read_anchors
+
     try:
         anchors = read_anchors(trust.ca) if trust.ca else None
     except NoTrustAnchor as error:

@@ -36,10 +36,13 @@ class Part:
     """
 
     name: ClassVar[str] = ""
-    handover: ClassVar[type[msgspec.Struct] | None] = None
-    """The type of its section of a handover; None: it has none."""
     program: Path | None = None
     """The binary of its children."""
+
+    @classmethod
+    def section_type(cls) -> type[msgspec.Struct] | None:
+        """Return the type of its section of a handover; None: it has none."""
+        return None
 
     async def check(self) -> None:
         """Raise KumadpError if what the settings name for this part is not there. Nothing has been started yet."""
@@ -111,4 +114,4 @@ class Part:
 
 def section_types() -> dict[str, type[msgspec.Struct]]:
     """Return the types of all sections of a handover, by the names of their parts; of the modules imported so far."""
-    return {part.name: part.handover for part in Part.__subclasses__() if part.handover is not None}
+    return {part.name: kind for part in Part.__subclasses__() if (kind := part.section_type()) is not None}

@@ -95,6 +95,10 @@ class Previous:
         """Return the record of the deaths of the child of this name."""
         return self.past.get(child, PreviousDeaths())
 
+    def has_section(self, part: str) -> bool:
+        """Return whether the ``part`` of the previous program handed something over."""
+        return part in self._sections
+
     def section(self, part: str, kind: type[S]) -> S | None:
         """Return the section that the ``part`` of the previous program handed over; raises HandoverFailed."""
         data = self._sections.get(part)

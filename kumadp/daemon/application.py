@@ -11,7 +11,7 @@ import asyncio
 import logging
 import signal
 import time
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from kumadp.core.events import ApplicationEnded, Outcome, PartEnded
 from kumadp.core.part import Handed, Part
@@ -39,7 +39,6 @@ class ApplicationPart(Part):
     """The application of one run; does nothing if there is none (an empty ``context.command_line``)."""
 
     name = NAME
-    handover: ClassVar[type[msgspec.Struct] | None] = HandedProcess
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -76,6 +75,11 @@ class ApplicationPart(Part):
     @property
     def _may_live_on(self) -> bool:
         return self._context.settings.on_sidecar_end == "leave"
+
+    @classmethod
+    def section_type(cls) -> type[msgspec.Struct]:
+        """Return the type of its section of a handover."""
+        return HandedProcess
 
     def adopt(self, previous: Previous) -> None:
         """Watch the application that a kumadp before this one in the same process started."""

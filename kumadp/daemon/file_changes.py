@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 from kumadp.core.events import Requested
 from kumadp.core.part import Part
 from kumadp.errors import ControlPlaneRefused
-from kumadp.host.file_watch import FileWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +51,8 @@ class FileChangesPart(Part):
 
     async def run(self, up: Callable[[], None]) -> None:
         """Watch until cancelled."""
+        from kumadp.host.file_watch import FileWatch
+
         self._digests = await asyncio.to_thread(_contents, self._paths())
         self._watch = FileWatch(self._paths(), self._may_have_changed)
         try:
@@ -127,6 +127,8 @@ def _named(*names: str) -> tuple[Path, ...]:
 
 def _contents(paths: tuple[Path, ...]) -> dict[Path, bytes]:
     """A digest of each file, empty where it cannot be read. May block."""
+    import hashlib
+
     contents = {}
     for path in paths:
         digest = b""

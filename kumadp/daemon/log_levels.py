@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import msgspec
@@ -46,7 +46,6 @@ class LogLevelsPart(Part, EpochObserver):
     """
 
     name = "log levels"
-    handover: ClassVar[type[msgspec.Struct] | None] = LogLevelsSection
 
     def __init__(
         self, context: Context, admin: Callable[[], AdminClient | None], output: Callable[[], Mapping[str, object]]
@@ -76,6 +75,11 @@ class LogLevelsPart(Part, EpochObserver):
         """Return what was requested."""
         level = {"level": self.level} if self.level else {}
         return Handed(LogLevelsSection({**level, **self.components}))
+
+    @classmethod
+    def section_type(cls) -> type[msgspec.Struct]:
+        """Return the type of its section of a handover."""
+        return LogLevelsSection
 
     def adopt(self, previous: Previous) -> None:
         """Apply what was requested of the previous program; an adopted Envoy has it already, another one gets it."""

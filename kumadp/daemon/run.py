@@ -14,7 +14,6 @@ from kumadp.daemon.application import NAME as APPLICATION
 from kumadp.daemon.chosen_ports import ChosenPorts
 from kumadp.daemon.drain import min_drain_time, plan_drain
 from kumadp.daemon.loop import RunLoop
-from kumadp.daemon.reexec import previous_of
 from kumadp.daemon.start import Parts
 from kumadp.daemon.systemd import SystemdNotifier
 from kumadp.envoy.base_id import sweep
@@ -68,6 +67,7 @@ class Daemon:
         self._chosen: ChosenPorts | None = None
         self._recorder = StateRecorder(context, self._chosen_ports)
         self._systemd = SystemdNotifier(context)
+        self._can_reload = False
         self._reload: Reload | None = None
         self._exit = contextlib.ExitStack()
         self._start_cancelled = False
@@ -96,8 +96,6 @@ class Daemon:
             raise
 
     async def _start(self) -> None:
-        from kumadp.daemon.reload import Reload
-
         context, parts = self._context, self._context.parts
         for part in parts:
             await part.check()
@@ -106,7 +104,7 @@ class Daemon:
         self._chosen = ChosenPorts(context.settings, standalone=context.standalone, previous=context.previous.ports)
         context.settings, context.resource = self._chosen.settle(context.settings, context.resource)
         await self._parts.plan_ports()
-        self._reload = Reload(context, self._parts, self._reread)
+        self._can_reload = True
         for part in parts:
             await part.start()
         for part in parts:
@@ -121,6 +119,8 @@ class Daemon:
         """Open the work directory, and adopt what a kumadp before this one left there or handed over."""
         context, settings, handover = self._context, self._context.settings, self._launch.handover
         if handover is not None:
+            from kumadp.daemon.reexec import previous_of
+
             context.previous = previous_of(handover)
             self._adopt()
             self.status.facts["reexec"] = {"count": context.previous.count}
@@ -223,8 +223,12 @@ class Daemon:
 
     async def reload(self, why: str) -> str:
         """Start a new epoch of Envoy, with settings, Dataplane, bootstrap and Corefile template as they are now."""
-        if self._reload is None:
+        if not self._can_reload:
             raise KumadpError("Envoy has not been started yet")
+        if self._reload is None:
+            from kumadp.daemon.reload import Reload
+
+            self._reload = Reload(self._context, self._parts, self._reread)
         with self._systemd.reloading():
             for part in self._context.parts:
                 await part.before_reload()

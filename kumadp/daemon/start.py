@@ -117,6 +117,7 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
             context, launch.mesh, own, lambda: dns_listener(dns.plan), lambda: envoy.admin, dns.set_names
         )
         return [*first, *probes, parts.versions, standalone, dns, envoy, FileChangesPart(context)]
+    from kumadp.controlplane.bootstrap_part import BootstrapPart
     from kumadp.controlplane.part import ControlPlanePart
     from kumadp.daemon.generation_notes import GenerationNotesPart
     from kumadp.dynconf.part import DynconfPart
@@ -142,11 +143,12 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
     relay.on_configuration_accepted(dynconf.on_accepted)
     return [
         *first,
-        AccessLogPart(context),
-        *probes,
         parts.versions,
         GenerationNotesPart(context),
         plane,
+        AccessLogPart(context),
+        *probes,
+        BootstrapPart(plane),
         relay,
         dns,
         metrics,

@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from kumadp.addresses import LOOPBACK, with_port
 from kumadp.bootstrap.generation import Generation
 from kumadp.core.part import Handed, Part
 from kumadp.dns.plan import chosen_coredns, embedded_plan, names_expected, names_missing, plan_dns
 from kumadp.dns.resolvconf_watch import ResolvConfWatch
-from kumadp.dns.resolver.table import HandedNames
 from kumadp.host.net.ports import BindAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    import msgspec
 
     from kumadp.bootstrap.prepare import Prepared
     from kumadp.core.context import Context
@@ -27,6 +24,7 @@ if TYPE_CHECKING:
     from kumadp.dns.plan import DnsPlan
     from kumadp.dns.resolver.component import EmbeddedResolver
     from kumadp.dns.resolver.counters import Counters
+    from kumadp.dns.resolver.table import HandedNames
     from kumadp.process.child import Child
     from kumadp.resources.dynconf_bodies import DnsBody
 
@@ -41,7 +39,6 @@ class DnsPart(Part):
     """Answers names by the plan; what goes wrong costs names alone."""
 
     name = "dns"
-    handover: ClassVar[type[msgspec.Struct] | None] = HandedNames
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -69,10 +66,18 @@ class DnsPart(Part):
             return ""
         return await coredns_version(self.plan.coredns, self._context.children_environment)
 
+    @classmethod
+    def section_type(cls) -> type[HandedNames]:
+        """Return the type of its section of a handover."""
+        from kumadp.dns.resolver.table import HandedNames
+
+        return HandedNames
+
     def adopt(self, previous: Previous) -> None:
         """Claim the CoreDNS of a previous kumadp, and take the names that were handed over."""
         self._adopted = previous.claim_named("coredns")
-        self._handed = previous.section(self.name, HandedNames)
+        if previous.has_section(self.name):
+            self._handed = previous.section(self.name, self.section_type())
 
     async def end_adopted(self) -> None:
         """End an adopted CoreDNS that is of no use; returns when it has ended."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp.core.epochs import EpochObserver
 from kumadp.core.part import Part
-from kumadp.dynconf.component import DynamicConfiguration, PollOptions
 from kumadp.host.socket_names import DYNAMIC_CONFIGURATION, kuma_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from kumadp.core.context import Context
+    from kumadp.dynconf.component import DynamicConfiguration
     from kumadp.resources.dynconf_bodies import BodyHandler
 
 # What carries it, by the end of its type's name.
@@ -45,6 +45,8 @@ class DynconfPart(Part, EpochObserver):
 
     async def start(self) -> None:
         """Poll from now on, while Envoy serves."""
+        from kumadp.dynconf.component import DynamicConfiguration, PollOptions
+
         context, absent = self._context, self._absent
         self._component = component = DynamicConfiguration(
             kuma_socket(context.work.sockets, DYNAMIC_CONFIGURATION),

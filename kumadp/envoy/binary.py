@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 from kumadp.errors import BinaryNotFound
-from kumadp.host.programs import why_not_runnable
+from kumadp.host.programs import find_program, why_not_runnable
 
 DEFAULT = "envoy"
 
@@ -22,7 +21,7 @@ def find_envoy(binary_path: str) -> Path:
     is Envoy from the start. Any other script is the user's and is run. Raises BinaryNotFound.
     """
     packaged = _packaged()
-    on_path = shutil.which(binary_path)
+    on_path = find_program(binary_path)
     if on_path is not None:
         path = Path(on_path).absolute()
         return packaged if packaged is not None and _is_packaged_script(path) else path

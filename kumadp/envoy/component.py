@@ -26,9 +26,9 @@ from kumadp.process.supervisor import Supervisor, SupervisorOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from kumadp.envoy.adopted_envoy import EnvoyState
     from kumadp.envoy.hang_watch import HangWatch
     from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions
-    from kumadp.envoy.reload import EnvoyState
     from kumadp.process.child import Child
     from kumadp.process.exit_status import ExitStatus
     from kumadp.process.supervisor import ChildReport

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from kumadp.core.context import Context
     from kumadp.core.events import Request
+    from kumadp.envoy.adopted_envoy import AdoptedEnvoy
     from kumadp.envoy.component import EnvoyComponent
     from kumadp.envoy.previous_envoy import PreviousEnvoy
-    from kumadp.envoy.reload import AdoptedEnvoy
     from kumadp.envoy.workload_connections import Direction
 
     Action = Callable[[], Awaitable[Mapping[str, object]]]

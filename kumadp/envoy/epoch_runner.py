@@ -8,11 +8,12 @@ import signal
 from typing import TYPE_CHECKING
 
 from kumadp.envoy import epochs
+from kumadp.envoy.adopted_envoy import EnvoyState
 from kumadp.envoy.argv import epoch_argv
 from kumadp.envoy.base_id import LOCKED, BaseIdFiles, new_base_id
 from kumadp.envoy.epochs import EpochStage, EpochState, ReloadKind, ReloadRequest
 from kumadp.envoy.generations import Generations
-from kumadp.envoy.reload import EnvoyState, ReloadOutcome, ReloadRequests, check, command_of
+from kumadp.envoy.reload import ReloadOutcome, ReloadRequests, check, command_of
 from kumadp.envoy.retirement import Due, answer_for_dead_parent, retire
 from kumadp.envoy.server_state import ServerInfo, ServerState
 from kumadp.envoy.start_time import StartTime

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from kumadp.envoy.reload import AdoptedEnvoy
+    from kumadp.envoy.adopted_envoy import AdoptedEnvoy
     from kumadp.process.restart_policy import RestartPolicy
     from kumadp.process.supervisor import ChildReport
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,13 +12,10 @@ from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.core.events import Requested
 from kumadp.core.part import Handed, Part
 from kumadp.core.phases import Phase
+from kumadp.envoy.adopted_envoy import AdoptedEnvoy, EnvoyState
 from kumadp.envoy.binary import find_envoy
-from kumadp.envoy.component import EnvoyComponent
 from kumadp.envoy.drain import EnvoyDrain, Scope
 from kumadp.envoy.launch import CONFIGURED_BY, configured_by, launch_argv, launch_description, restart_budget
-from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
-from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState, Plan
-from kumadp.envoy.takeover import resumed
 from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 from kumadp.errors import HandoverFailed
 from kumadp.host.net.ports import BindAddress, check_ports
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
     from kumadp.core.epochs import EpochObserver
     from kumadp.core.previous import Previous
     from kumadp.envoy.admin import AdminClient
+    from kumadp.envoy.component import EnvoyComponent
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.process.child import Child, Command
     from kumadp.process.supervisor import ChildReport
@@ -69,7 +67,6 @@ class EnvoyPart(Part):
     """
 
     name = "envoy"
-    handover: ClassVar[type[msgspec.Struct] | None] = EnvoySection
 
     def __init__(self, context: Context, relayed: Callable[[], bool]) -> None:
         self._context = context
@@ -102,6 +99,11 @@ class EnvoyPart(Part):
             )
         return version
 
+    @classmethod
+    def section_type(cls) -> type[msgspec.Struct]:
+        """Return the type of its section of a handover."""
+        return EnvoySection
+
     def adopt(self, previous: Previous) -> None:
         """Claim the Envoys of a previous kumadp: a current one, and one that drains."""
         section = previous.section(self.name, EnvoySection)
@@ -115,6 +117,8 @@ class EnvoyPart(Part):
             if drained is not None and state is not None:
                 self.drain.resume(drained.scope, drained.since)
         if state is not None and state.coming is not None:
+            from kumadp.envoy.takeover import resumed
+
             state = resumed(state, previous.pids)
         current = previous.claim(state.current) if state is not None else None
         if state is None or current is None:
@@ -178,6 +182,10 @@ class EnvoyPart(Part):
 
     async def start(self) -> None:
         """Start Envoy, or adopt the one that was left; returns when it serves."""
+        from kumadp.envoy.component import EnvoyComponent
+        from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
+        from kumadp.envoy.reload import Plan
+
         context, settings, adopted = self._context, self._context.settings, self._adopted
         prepared, binary = context.bootstrap, self.program
         assert binary is not None  # noqa: S101 - `check` comes first

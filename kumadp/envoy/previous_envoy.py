@@ -9,7 +9,7 @@ from kumadp.bootstrap.admin_address import parse_admin
 from kumadp.envoy.admin import AdminClient, post
 
 if TYPE_CHECKING:
-    from kumadp.envoy.reload import AdoptedEnvoy
+    from kumadp.envoy.adopted_envoy import AdoptedEnvoy
 
 
 class PreviousEnvoy:

@@ -8,13 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from kumadp.envoy.argv import workers_of
 from kumadp.envoy.epochs import ReloadChecked, ReloadKind, ReloadRequest
-from kumadp.envoy.retirement import ABORTS_AFTER
 from kumadp.envoy.server_state import configuration_error
 from kumadp.process.program_output import output_of
 
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
     from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.server_state import ServerInfo
-    from kumadp.process.child import Child, Command
+    from kumadp.process.child import Command
 
 log = logging.getLogger("kumadp.envoy")
 
@@ -61,44 +59,6 @@ class ReloadOutcome(Struct, frozen=True):
     def serves(self) -> bool:
         """True if the requested Envoy runs."""
         return self.kind in {ReloadKind.HOT, ReloadKind.COLD}
-
-
-class EnvoyState(msgspec.Struct, frozen=True):
-    """The state of the epochs that another kumadp needs to adopt them.
-
-    ``retiring`` may have died early, with the fallback in its place. ``retires_at``: when it must end, by the monotonic
-    clock, which is the host's. ``locked``: why hot restart is locked, or "". ``admin`` is the text of its
-    `AdminAddress`, empty if an older kumadp wrote this. ``coming``: the next epoch, which had not taken over by then;
-    the current one has ``shutdown`` seconds after that.
-    """
-
-    serial: int
-    epoch: int
-    blind: bool
-    current: int
-    retiring: int | None = None
-    retires_at: float = 0.0
-    locked: str = ""
-    generation: int = 0
-    protocol: str = ""
-    workers: int = 0
-    admin: str = ""
-    coming: int | None = None
-    shutdown: float = 0.0
-
-
-class AdoptedEnvoy(Struct, frozen=True):
-    """Envoys that run already: the exported state, and the processes themselves."""
-
-    state: EnvoyState
-    current: Child
-    retiring: Child | None = None
-
-    @property
-    def dead_parent(self) -> int | None:
-        """The old epoch's pid if it died and the new one will still send it a message."""
-        waits = self.retiring is None and time.monotonic() < self.state.retires_at + ABORTS_AFTER
-        return self.state.retiring if waits else None
 
 
 class _Pending(Struct, frozen=True):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.admin import AdminClient
-    from kumadp.envoy.reload import EnvoyState
+    from kumadp.envoy.adopted_envoy import EnvoyState
     from kumadp.process.child import Child
 
 log = logging.getLogger("kumadp.envoy")

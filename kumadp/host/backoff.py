@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ class Backoff:
     ``keep`` is the part of each wait that jitter leaves: 0 is full jitter (anything from 0 to the wait), 1 is none.
     Many data planes retry against the same server: jitter keeps them out of step. ``keep_at_cap`` is the same for waits
     that have reached the cap, where more of them on average means fewer requests; None: ``keep``. ``uniform`` draws
-    from a range.
+    from a range; None: ``random.uniform``.
     """
 
     def __init__(
@@ -26,7 +25,7 @@ class Backoff:
         growth: float = 2.0,
         keep: float = 0.5,
         keep_at_cap: float | None = None,
-        uniform: Callable[[float, float], float] = random.uniform,
+        uniform: Callable[[float, float], float] | None = None,
     ) -> None:
         self._first = min(first, cap)
         self._cap = cap
@@ -49,4 +48,8 @@ class Backoff:
     def wait(self) -> float:
         """Return the next wait, with jitter; the one after it is longer."""
         wait = self.grow()
+        if self._uniform is None:
+            import random
+
+            self._uniform = random.uniform
         return wait * self._uniform(self._keep_at_cap if wait >= self._cap else self._keep, 1.0)

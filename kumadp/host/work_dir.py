@@ -8,9 +8,7 @@ import fcntl
 import logging
 import os
 import re
-import shutil
 import stat
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,6 +110,8 @@ class WorkDir(Struct):
             with contextlib.suppress(OSError):
                 path.unlink()
         if self.temporary:
+            import shutil
+
             shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
@@ -174,6 +174,8 @@ def make_temporary(folders: Sequence[Path], prefix: str) -> Path:
 
     May block.
     """
+    import tempfile
+
     failures = []
     for folder in folders:
         try:
@@ -298,6 +300,8 @@ def _remove_dead(folders: tuple[Path, ...], before_removal: Callable[[Path], obj
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 before_removal(path)
+                import shutil
+
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(handle)

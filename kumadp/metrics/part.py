@@ -10,9 +10,6 @@ from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.core.part import Part
 from kumadp.core.redirection import may_be_redirected
 from kumadp.host.socket_names import kuma_socket, metrics
-from kumadp.metrics.labels import label_name
-from kumadp.metrics.profiles import Selection, SelectionSpec
-from kumadp.metrics.server import MetricsServer, ScrapedApplication, ScrapePolicy, SourceLocator
 from kumadp.resources.workload import service_of
 
 if TYPE_CHECKING:
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from kumadp.core.context import Context
     from kumadp.exposition.reader import Piece
     from kumadp.host.net.ports import BindAddress
+    from kumadp.metrics.server import MetricsServer, ScrapedApplication
     from kumadp.resources import dynconf_bodies
 
 # Each is a request at every scrape, all at once.
@@ -58,6 +56,8 @@ class MetricsPart(Part):
 
     async def start(self) -> None:
         """Bind the socket and serve it from now on; raises WorkDirError."""
+        from kumadp.metrics.server import MetricsServer, SourceLocator
+
         context = self._context
         path = kuma_socket(context.work.sockets, metrics(context.name, context.mesh))
         surroundings = SourceLocator(
@@ -98,6 +98,8 @@ class MetricsPart(Part):
     @property
     def attribute_names(self) -> Mapping[str, str]:
         """Names of the policy's labels by those that they have in an exposition, where they differ."""
+        from kumadp.metrics.labels import label_name
+
         labels = self._server.policy_labels if self._server is not None else {}
         return {label: name for name in labels if (label := label_name(name)) != name}
 
@@ -108,6 +110,9 @@ class MetricsPart(Part):
         if body is None:
             self._server.apply(None)
             return
+        from kumadp.metrics.profiles import Selection, SelectionSpec
+        from kumadp.metrics.server import ScrapePolicy
+
         metrics_policy = body.observability.metrics
         sidecar = metrics_policy.sidecar
         profiles = sidecar.profiles if sidecar is not None else None
@@ -134,6 +139,8 @@ class MetricsPart(Part):
     def _applications(
         self, applications: Iterable[Aggregated | tuple[str, str, int, str]], where: str
     ) -> tuple[ScrapedApplication, ...]:
+        from kumadp.metrics.server import ScrapedApplication
+
         fetched = self._context.bootstrap.fetched
         own = (fetched.address if fetched is not None else "") or self._context.settings.instance_ip or LOOPBACK
         listed = tuple(

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 from kumadp.core.part import Part
 from kumadp.host.log.secrets import register
-from kumadp.otel.backend_spec import BackendSpec
 from kumadp.otel.environment import read_environment, timeout_or_default
 from kumadp.otel.offer import is_installed
-from kumadp.otel.pipe import Pipe
 from kumadp.resources.dynconf_bodies import MESH_METRIC, OTEL
 from kumadp.settings.values import BadValue, parse_duration
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from kumadp.core.context import Context
     from kumadp.exposition.reader import Piece
     from kumadp.otel.export_types import ExportOptions
+    from kumadp.otel.pipe import Pipe
     from kumadp.otel.push import Pusher
     from kumadp.resources import dynconf_bodies
     from kumadp.resources.dynconf_bodies import BodyHandler
@@ -69,6 +68,8 @@ class OtelPart(Part):
 
     async def start(self) -> None:
         """Serve the pipe: it is there before Envoy, and after it, so that what Envoy sends at its end is passed on."""
+        from kumadp.otel.pipe import Pipe
+
         context = self._context
         self._pipe = Pipe(context.work.sockets, self._set_pipe_warning, connections=context.status.connections)
         if context.settings.otel_pipe_enabled and not self._installed:
@@ -97,6 +98,7 @@ class OtelPart(Part):
 
     async def apply_pipe(self, body: dynconf_bodies.OtelBody | None) -> None:
         """Serve the backends of the pipe. Raises WorkDirError where one cannot be served; the others are."""
+        from kumadp.otel.backend_spec import BackendSpec
         from kumadp.otel.routes import routes, usable_for_metrics
 
         wanted = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.errors import SpawnError
+from kumadp.host import programs
 from kumadp.host.process_identity import ProcessIdentity, start_time_of
 from kumadp.process.exit_status import ExitStatus
 from kumadp.process.launch import cannot_start, tied_to_parent
@@ -34,7 +34,7 @@ class HandedProcess(msgspec.Struct, frozen=True):
 
 def find_program(name: str, environ: Mapping[str, str]) -> str:
     """Return the program that a shell would run for this word; raises SpawnError if there is none."""
-    program = shutil.which(name, path=environ.get("PATH", os.defpath))
+    program = programs.find_program(name, environ.get("PATH", os.defpath))
     if program is None:
         raise SpawnError(f"{name} cannot be run", "after -- comes a program on PATH, or a path of one")
     return program

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -73,7 +73,6 @@ class RelayPart(Part, EpochObserver):
     """
 
     name = "relay"
-    handover: ClassVar[type[msgspec.Struct] | None] = RelaySection
 
     def __init__(self, context: Context, access: ControlPlaneAccess) -> None:
         self._context = context
@@ -106,6 +105,11 @@ class RelayPart(Part, EpochObserver):
     def on_configuration_accepted(self, callback: Callable[[str], None]) -> None:
         """Have ``callback`` called with the type of each response that Envoy has accepted."""
         self._on_accepted.append(callback)
+
+    @classmethod
+    def section_type(cls) -> type[msgspec.Struct]:
+        """Return the type of its section of a handover."""
+        return RelaySection
 
     def adopt(self, previous: Previous) -> None:
         """Take the memory that was handed over."""

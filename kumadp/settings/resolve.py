@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -12,7 +11,6 @@ from msgspec import Struct
 from kumadp.addresses import dialled_url
 from kumadp.errors import Problem, SettingsError, on_one_line
 from kumadp.settings.display import show
-from kumadp.settings.file import read_settings
 from kumadp.settings.given import GivenValue, parse
 from kumadp.settings.model import CP, Settings, options, options_of
 from kumadp.settings.option import OWN, own_variable
@@ -80,6 +78,8 @@ def resolve(
     """
     merge = _Merge(environ, typed or {})
     if config_text is not None:
+        from kumadp.settings.file import read_settings
+
         merge.from_file = read_settings(config_text, config_source, merge.problems)
     for option in options_of(command):
         merge.add(option, flags.get(option.field))
@@ -172,6 +172,8 @@ def _check(option: Option, given: GivenValue, problems: list[Problem]) -> None:
             # Python's form of bytes in the command line and in variables that are not valid text (PEP 383).
             problems.append(Problem(given.where, "is not UTF-8 text", "write it as UTF-8"))
         elif option.choices and value not in option.choices:
+            import difflib
+
             similar = difflib.get_close_matches(str(value), option.choices, 1)
             hint = f"did you mean {similar[0]}?" if similar else f"one of {', '.join(filter(None, option.choices))}"
             problems.append(Problem(given.where, f"{shown!r} is not known", hint))
@@ -202,6 +204,8 @@ def _warn_of_misspelled(merge: _Merge) -> None:
     names = {name for option in options() for name in option.variables if name.startswith(OWN)}
     for name in sorted(merge.environ):
         if name.startswith(OWN) and name not in names:
+            import difflib
+
             similar = difflib.get_close_matches(name, names, 1, _SIMILAR)
             if similar:
                 merge.warnings.append(

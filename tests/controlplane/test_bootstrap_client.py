@@ -24,6 +24,7 @@ from kumadp.otel.environment import inventory, read_environment
 from kumadp.resources.load import load_resource
 from kumadp.resources.transparent_proxy import TransparentProxy, read_transparent
 from kumadp.settings.resolve import resolve
+from tests.support.first_bootstrap import start_with_bootstrap
 from tests.support.scripted_control_plane import TOKEN
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ async def test_a_bootstrap_that_was_handed_over_has_its_token_only_if_envoy_conn
     part.connect(NoRelay(tmp_path / "relay.sock" if relayed else None))
     handed = msgspec.msgpack.encode(Source.of(Fetched(tree, None, 0.0)))
     part.adopt(Previous(sections={part.name: handed}))
-    await part.start()
+    await start_with_bootstrap(part)
     assert part.pending
     assert (TOKEN in context.bootstrap.config_path.read_text()) is not relayed
 

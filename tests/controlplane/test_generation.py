@@ -13,6 +13,7 @@ from kumadp.core.context import Context, Inputs
 from kumadp.core.part import Part
 from kumadp.host.work_dir import WorkDir
 from kumadp.settings.model import Settings
+from tests.support.first_bootstrap import start_with_bootstrap
 from tests.support.scripted_control_plane import TOKEN, ScriptedControlPlane, captured_answer
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ async def test_parts_follow_the_generation(tmp_path: Path, caplog: pytest.LogCap
         part.connect(NoRelay())
         context.parts = [follower]
         assert context.generation is None
-        await part.start()
+        await start_with_bootstrap(part)
         assert follower.seen == [Generation.KUMA_2, "bootstrap.yaml"]
         for _ in range(3):
             await part.client.fetch(lambda error: pytest.fail(str(error)), 10.0)

@@ -16,6 +16,7 @@ from kumadp.errors import ControlPlaneRefused
 from kumadp.host.work_dir import WorkDir
 from kumadp.resources.load import load_resource
 from kumadp.settings.model import Settings
+from tests.support.first_bootstrap import start_with_bootstrap
 from tests.support.scripted_control_plane import CAPTURES, TOKEN, Answer, ScriptedControlPlane, captured_answer
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ async def test_a_rejected_dataplane_starts_with_the_last_good_configuration(
 ) -> None:
     with ScriptedControlPlane(REJECTED, GOOD, tls=False) as plane:
         part = part_of(plane, tmp_path, LAST_GOOD)
-        await part.start()
+        await start_with_bootstrap(part)
         assert part._context.bootstrap.fetched is LAST_GOOD
         assert "the control plane rejects the request: starting with the last good configuration" in caplog.text
         assert part.pending
@@ -95,12 +96,12 @@ async def test_a_rejected_token_ends_the_start(tmp_path: Path, status: int) -> N
     with ScriptedControlPlane(Answer(status), tls=False) as plane:
         part = part_of(plane, tmp_path, LAST_GOOD)
         with pytest.raises(ControlPlaneRefused, match=f"HTTP {status}"):
-            await part.start()
+            await start_with_bootstrap(part)
 
 
 async def test_without_a_last_good_configuration_a_rejection_ends_the_start(tmp_path: Path) -> None:
     with ScriptedControlPlane(REJECTED, tls=False) as plane, pytest.raises(ControlPlaneRefused, match="HTTP 422"):
-        await part_of(plane, tmp_path).start()
+        await start_with_bootstrap(part_of(plane, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ async def test_a_query_that_fails_is_one_warning_until_one_is_answered(
 ) -> None:
     with ScriptedControlPlane(GOOD, answer, answer, GOOD, tls=False) as plane:
         part = part_of(plane, tmp_path)
-        await part.start()
+        await start_with_bootstrap(part)
         assert not part.pending
         for _ in range(2):
             assert await part.query_bootstrap(renewed=False) is None
@@ -125,7 +126,7 @@ async def test_a_query_that_fails_is_one_warning_until_one_is_answered(
 async def test_after_a_rejected_reload_the_dataplane_that_runs_is_reported(tmp_path: Path) -> None:
     with ScriptedControlPlane(GOOD, REJECTED, GOOD, GOOD, tls=False) as plane:
         part = part_of(plane, tmp_path)
-        await part.start()
+        await start_with_bootstrap(part)
         with pytest.raises(ControlPlaneRefused):
             await part.renew(dataplane("other"), VERSIONS, [])
         await part.query_bootstrap(renewed=False)
@@ -138,7 +139,7 @@ async def test_after_a_rejected_reload_the_dataplane_that_runs_is_reported(tmp_p
 async def test_a_reload_that_succeeds_is_reported_from_then_on(tmp_path: Path) -> None:
     with ScriptedControlPlane(GOOD, tls=False) as plane:
         part = part_of(plane, tmp_path)
-        await part.start()
+        await start_with_bootstrap(part)
         await part.renew(dataplane("other"), VERSIONS, [])
         await part.renewed()
         await part.query_bootstrap(renewed=False)
@@ -148,7 +149,7 @@ async def test_a_reload_that_succeeds_is_reported_from_then_on(tmp_path: Path) -
 async def test_a_failed_reload_applies_the_way_to_the_control_plane(tmp_path: Path) -> None:
     with ScriptedControlPlane(GOOD, tls=False) as plane:
         part = part_of(plane, tmp_path)
-        await part.start()
+        await start_with_bootstrap(part)
         part._context.settings = Settings(cp_address=plane.url, token=TOKEN, host_ip="192.0.2.1", retry_backoff=0.5)
         await part.renew(None, VERSIONS, [])
         part.go_back()

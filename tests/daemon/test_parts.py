@@ -43,9 +43,10 @@ async def test_each_part_has_a_name_and_a_type_for_what_it_hands_over(tmp_path: 
     assert len({part.name for part in parts}) == len(parts)
     for part in parts:
         hands_over = type(part).hand_over is not Part.hand_over
-        assert (part.handover is not None) is hands_over, part.name
+        kind = part.section_type()
+        assert (kind is not None) is hands_over, part.name
         if hands_over:
-            assert section_types()[part.name] is part.handover
+            assert section_types()[part.name] is kind
 
 
 async def test_envoy_starts_after_what_it_gets_its_configuration_from(tmp_path: Path) -> None:

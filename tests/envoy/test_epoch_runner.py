@@ -13,11 +13,12 @@ import pytest
 
 from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin
 from kumadp.envoy import takeover
+from kumadp.envoy.adopted_envoy import AdoptedEnvoy, EnvoyState
 from kumadp.envoy.base_id import BaseIdFiles, SharedMemory
 from kumadp.envoy.epoch_runner import EpochRunner
 from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.options import EnvoyOptions, EpochCallbacks, HotRestart
-from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState, Plan
+from kumadp.envoy.reload import Plan
 from kumadp.process.child import Child, Command
 from kumadp.process.exit_status import ExitStatus
 from kumadp.process.restart_policy import ChildState, RestartPolicy

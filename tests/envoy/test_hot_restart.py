@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.envoy import component, retirement
+from kumadp.envoy.adopted_envoy import AdoptedEnvoy
 from kumadp.envoy.base_id import SharedMemory
 from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.hang_watch import HangWatch
-from kumadp.envoy.reload import AdoptedEnvoy
 from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_private
 from kumadp.process import progress

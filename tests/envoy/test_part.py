@@ -16,8 +16,8 @@ from kumadp.core.context import Context, Inputs
 from kumadp.core.previous import Previous
 from kumadp.daemon import adoption
 from kumadp.daemon.adoption import StateRecorder
+from kumadp.envoy.adopted_envoy import EnvoyState
 from kumadp.envoy.part import EnvoyPart
-from kumadp.envoy.reload import EnvoyState
 from kumadp.host.state_file import read_state
 from kumadp.host.work_dir import WorkDir
 from kumadp.settings.resolve import resolve

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from kumadp.envoy.adopted_envoy import AdoptedEnvoy, EnvoyState
 from kumadp.envoy.previous_envoy import PreviousEnvoy
-from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState
 
 if TYPE_CHECKING:
     from pathlib import Path

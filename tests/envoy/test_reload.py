@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from kumadp.bootstrap.admin_address import TcpAdmin
+from kumadp.envoy.adopted_envoy import AdoptedEnvoy, EnvoyState
 from kumadp.envoy.epochs import ReloadChecked, ReloadKind, ReloadRequest
 from kumadp.envoy.options import HotRestart
-from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState, Plan, ReloadOutcome, ReloadRequests, check, command_of
+from kumadp.envoy.reload import Plan, ReloadOutcome, ReloadRequests, check, command_of
 from kumadp.envoy.server_state import ServerInfo
 from kumadp.process.child import Command
 

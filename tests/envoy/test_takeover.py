@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.envoy import takeover as takeover_module
-from kumadp.envoy.reload import EnvoyState
+from kumadp.envoy.adopted_envoy import EnvoyState
 from kumadp.envoy.takeover import Takeover, resumed
 from kumadp.errors import AdminExposed
 from kumadp.process.exit_status import ExitStatus

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
-from kumadp.host.programs import why_not_runnable
+import pytest
+
+from kumadp.host.programs import find_program, why_not_runnable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,3 +20,18 @@ def test_each_reason_names_the_program(tmp_path: Path) -> None:
     assert why_not_runnable(str(tmp_path)) == f"{tmp_path} is a directory"
     assert why_not_runnable(str(text)) == f"{text} cannot be executed"
     assert why_not_runnable(f"{tmp_path}/none") == f"{tmp_path}/none is not there"
+
+
+@pytest.mark.parametrize(
+    "word", ["sh", "tool", "folder", "text", "", ".", "/bin/sh", "/bin", "./tool", "no/tool", "a\0b"]
+)
+@pytest.mark.parametrize("path", [None, "", "{folder}", "/nowhere:{folder}", ":{folder}", "{folder}:/bin"])
+def test_it_is_found_as_shutil_finds_it(
+    word: str, path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tool").touch(mode=0o755)
+    (tmp_path / "text").touch(mode=0o644)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    place = path.format(folder=tmp_path) if path is not None else None
+    assert find_program(word, place) == shutil.which(word, path=place)

@@ -16,7 +16,7 @@ from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.base_id import SharedMemory
 from kumadp.envoy.component import EnvoyComponent
 from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
-from kumadp.envoy.reload import AdoptedEnvoy, Plan
+from kumadp.envoy.reload import Plan
 from kumadp.host.private_file import write_private
 from kumadp.process.child import Command
 from kumadp.process.restart_policy import ChildState, RestartPolicy
@@ -29,6 +29,7 @@ from tests.support.scripted_control_plane import socket_address, static_cluster
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from kumadp.envoy.adopted_envoy import AdoptedEnvoy
     from kumadp.envoy.hang_watch import HangWatch
     from kumadp.process.child import Child
     from kumadp.process.exit_status import ExitStatus

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kumadp.host.programs import find_program
 from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ DEFAULT = "coredns"
 
 def find_coredns(path: str) -> Path | None:
     """Return the absolute path of the binary ``path``, a path or a name on PATH; None if there is none."""
-    binary = shutil.which(path)
+    binary = find_program(path)
     return Path(binary).absolute() if binary else None
 
 

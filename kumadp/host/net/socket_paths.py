@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,9 +70,16 @@ def _private_path(file: str, places: Iterable[Path]) -> Path:
             if private and os.access(folder, os.W_OK):
                 if not path.is_socket():
                     # A writable folder may be on a full disk.
-                    tempfile.NamedTemporaryFile(dir=folder, prefix=".").close()
+                    _check_writable(folder)
                 return path
     raise OSError("no private directory for the control socket")
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise OSError if no file can be made there."""
+    probe = folder / f".{os.urandom(8).hex()}"
+    os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    probe.unlink()
 
 
 def control_socket_files(environ: Mapping[str, str]) -> list[Path]:

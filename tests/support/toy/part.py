@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -32,7 +32,6 @@ class ToyPart(Part):
     """Runs ``sleep``."""
 
     name = NAME
-    handover: ClassVar[type[msgspec.Struct] | None] = ToySection
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -40,6 +39,11 @@ class ToyPart(Part):
         self._supervisor: Supervisor | None = None
         self._programs = 1
         self._grace = context.settings.drain_time
+
+    @classmethod
+    def section_type(cls) -> type[msgspec.Struct]:
+        """Return the type of its section of a handover."""
+        return ToySection
 
     def adopt(self, previous: Previous) -> None:
         """Claim the child of a previous kumadp."""

@@ -1,0 +1,52 @@
+"""An Envoy that an earlier kumadp started: what is known of its epochs, and its processes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from kumadp.process.child import Child
+
+
+class EnvoyState(msgspec.Struct, frozen=True):
+    """The state of the epochs that another kumadp needs to adopt them.
+
+    ``retiring`` may have died early, with the fallback in its place. ``retires_at``: when it must end, by the monotonic
+    clock, which is the host's. ``locked``: why hot restart is locked, or "". ``admin`` is the text of its
+    `AdminAddress`, empty if an older kumadp wrote this. ``coming``: the next epoch, which had not taken over by then;
+    the current one has ``shutdown`` seconds after that.
+    """
+
+    serial: int
+    epoch: int
+    blind: bool
+    current: int
+    retiring: int | None = None
+    retires_at: float = 0.0
+    locked: str = ""
+    generation: int = 0
+    protocol: str = ""
+    workers: int = 0
+    admin: str = ""
+    coming: int | None = None
+    shutdown: float = 0.0
+
+
+class AdoptedEnvoy(Struct, frozen=True):
+    """Envoys that run already: the exported state, and the processes themselves."""
+
+    state: EnvoyState
+    current: Child
+    retiring: Child | None = None
+
+    @property
+    def dead_parent(self) -> int | None:
+        """The old epoch's pid if it died and the new one will still send it a message."""
+        from kumadp.envoy.retirement import ABORTS_AFTER
+
+        waits = self.retiring is None and time.monotonic() < self.state.retires_at + ABORTS_AFTER
+        return self.state.retiring if waits else None
