@@ -113,6 +113,30 @@ def launch(
     The warnings of ``resolved`` are logged. ``again`` reads the settings again for a reload; ``config`` is the settings
     file; ``application`` is the command line of an application to run as well.
     """
+    from kumadp.process.early_output import end_early
+
+    try:
+        code = _run(resolved, environ, again, config, application)
+    finally:
+        end_early()
+    if code and not application and sys.stderr.isatty():
+        # The reason is the last line of the log.
+        sys.stderr.write(f"See: {KumadpError.more}\n")
+        sys.stderr.flush()
+    end(code)
+
+
+def _run(
+    resolved: Resolved,
+    environ: MutableMapping[str, str],
+    again: Callable[[], Settings],
+    config: str,
+    application: tuple[str, ...],
+) -> int:
+    from kumadp.host.reexec.interim_responder import CHECK_VARIABLE
+
+    if CHECK_VARIABLE not in environ:
+        _begin_versions(resolved.settings, environ)
     from kumadp.cli.logs import open_logs
     from kumadp.core.context import Context, Inputs
     from kumadp.daemon.run import run_daemon
@@ -121,7 +145,6 @@ def launch(
     from kumadp.host.descriptors import raise_limit
     from kumadp.host.process_name import set_process_name
     from kumadp.host.reexec.handover import block_signals_in_threads, receive
-    from kumadp.host.reexec.interim_responder import CHECK_VARIABLE
     from kumadp.settings.display import display
 
     if application:
@@ -152,14 +175,26 @@ def launch(
         work = run_daemon(Context(inputs), launch_inputs, notes, display(settings))
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
         runner.run(block_signals_in_threads())
-        code = runner.run(work).code
+        return int(runner.run(work).code)
     finally:
         logs.close()
-    if code and not application and sys.stderr.isatty():
-        # The reason is the last line of the log.
-        sys.stderr.write(f"See: {KumadpError.more}\n")
-        sys.stderr.flush()
-    end(code)
+
+
+def _begin_versions(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run Envoy and CoreDNS for their versions, which the bootstrap request reports, while the rest is imported."""
+    from kumadp.envoy.binary import find_envoy
+    from kumadp.host.environment import child_environment
+    from kumadp.process.early_output import begin_early
+    from kumadp.settings.model import secret_variables
+
+    environment = child_environment(environ, secret_variables())
+    # What is not there is reported by the parts.
+    with contextlib.suppress(KumadpError):
+        begin_early(find_envoy(settings.binary_path), "--version", environment=environment)
+        from kumadp.dns.plan import chosen_coredns
+
+        if (coredns := chosen_coredns(settings)) is not None:
+            begin_early(coredns, "--version", environment=environment, with_errors=True)
 
 
 def _check_application(argv: tuple[str, ...], settings: Settings, environ: Mapping[str, str]) -> None:
