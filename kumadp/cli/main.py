@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "run": "Run a data plane: Envoy, DNS and virtual probes.",
     "wait": "Wait until a data plane on this host is ready, and log what it waits for.",
     "status": "Print the status of the data planes on this host.",
+    "logs": "Print or follow the log of a data plane, with the lines of Envoy and CoreDNS, by level and component.",
     "doctor": "Check the requirements of a data plane on this host, and the running one.",
     "reload": "Reload the configuration of a data plane without losing a request.",
     "reexec": "Replace a running kumadp by the installed version without losing a request.",
@@ -45,8 +46,8 @@ COMMANDS: dict[str, str] = {
 
 _NAMES_A_COMMAND = re.compile(rf"kumadp ({'|'.join(COMMANDS)})\b")
 
-# Commands that are packages, whose modules can also be run by themselves without importing click.
-_MODULES = {"demo": "demo.command"}
+# Commands whose modules have other names: a package, and one beside the set-up of logs.
+_MODULES = {"demo": "demo.command", "logs": "follow_logs"}
 
 
 class LazyGroup(click.Group):

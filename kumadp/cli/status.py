@@ -16,7 +16,7 @@ import click
 
 from kumadp.cli.completion import names_of_running
 from kumadp.cli.remote import all_running, reason
-from kumadp.cli.status_page import page, summary
+from kumadp.cli.status_page import page, summary, totals
 from kumadp.daemon.control_client import query_status
 from kumadp.errors import CommandRefused, ExitCode
 
@@ -104,7 +104,7 @@ def _lines(statuses: Sequence[dict[str, Any]], *, as_json: bool, color: bool) ->
     if len(statuses) == 1:
         return page(statuses[0], now, color=color)
     lines = [summary(status, now, color=color) for status in statuses]
-    return [*lines, "", "for details: kumadp status --name NAME"]
+    return [*lines, "", totals(statuses), "for details: kumadp status --name NAME"]
 
 
 def _escaped(match: re.Match[str]) -> str:

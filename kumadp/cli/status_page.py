@@ -11,7 +11,7 @@ from kumadp.errors import on_one_line
 from kumadp.settings.values import format_elapsed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     Status = Mapping[str, Any]
 
@@ -39,6 +39,23 @@ def summary(status: Status, now: float, *, color: bool = False) -> str:
     state = _paint(f"{phase:<9}", color=color)
     name = on_one_line(str(status["name"]))
     return f"{name:<24} {state} {format_elapsed(now - status.get('since', now)):>8}  {on_one_line(str(why))}"
+
+
+def totals(statuses: Sequence[Status]) -> str:
+    """Return one line for all of several data planes: phases, restarts, warnings, what was dropped."""
+    phases: dict[str, int] = {}
+    for status in statuses:
+        phase = on_one_line(str(status.get("phase", "")))
+        phases[phase] = phases.get(phase, 0) + 1
+    parts = [", ".join(f"{count} {phase}" for phase, count in sorted(phases.items(), key=lambda item: -item[1]))]
+    restarts = sum(child["restarts"] for status in statuses for child in status.get("children", {}).values())
+    warnings = sum(len(status.get("concerns", ())) for status in statuses)
+    dropping = sum(any(_drops(status)) for status in statuses)
+    counts = ((restarts, "restart"), (warnings, "warning"), (dropping, "with drops"))
+    for count, what in counts:
+        plural = "s" if count != 1 and not what.startswith("with") else ""
+        parts += [f"{count} {what}{plural}"] if count else []
+    return f"{len(statuses)} data planes: {'; '.join(parts)}"
 
 
 def _paint(text: str, *, color: bool) -> str:

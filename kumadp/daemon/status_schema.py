@@ -37,7 +37,8 @@ class LogStatus(Struct, forbid_unknown_fields=True):
 
     dropped: Annotated[int, field("Lines lost because the output was stuck.")]
     folded: Annotated[int, field("Repeated lines that were summarised with a count.")]
-    format: Literal["text", "json"]
+    format: Literal["text", "json", "journal"]
+    output: Annotated[str, field("Where it goes: journal, stderr, or the path of a file.")]
     level: Annotated[str, field("kumadp's own.")]
     envoy_level: str
     components: Annotated[dict[str, str], field("Requested levels by component, such as envoy.<logger>.")]

@@ -41,6 +41,15 @@ def test_it_is_installed_run_and_removed_in_a_clean_tree(tmp_path: Path) -> None
         [ROOT / ".ci/build-deb", sys.executable, tmp_path / "deb"], check=True, capture_output=True, text=True
     )
     package = Path(built.stdout.strip())
+    listed = subprocess.run(["dpkg-deb", "--contents", package], check=True, capture_output=True, text=True).stdout
+    for name in (
+        "share/man/man1/kumadp.1.gz",
+        "share/man/man5/kumadp.yaml.5.gz",
+        "share/bash-completion/completions/kumadp",
+        "share/zsh/vendor-completions/_kumadp",
+        "share/fish/vendor_completions.d/kumadp.fish",
+    ):
+        assert f"./usr/{name}\n" in listed
     tree = clean_tree(tmp_path)
     before = {str(path.relative_to(tree)) for path in (tree / "usr").rglob("*")}
     (tree / "root" / package.name).write_bytes(package.read_bytes())
@@ -48,14 +57,6 @@ def test_it_is_installed_run_and_removed_in_a_clean_tree(tmp_path: Path) -> None
     version = package.name.split("_")[1]
     assert in_tree(tree, "kumadp", "version").strip() == version
     assert "kumadp" in in_tree(tree, "id", "kumadp")
-    files = set(in_tree(tree, "dpkg", "--listfiles", "kumadp").splitlines())
-    assert {
-        "/usr/share/man/man1/kumadp.1.gz",
-        "/usr/share/man/man5/kumadp.yaml.5.gz",
-        "/usr/share/bash-completion/completions/kumadp",
-        "/usr/share/zsh/vendor-completions/_kumadp",
-        "/usr/share/fish/vendor_completions.d/kumadp.fish",
-    } <= files
     checked = in_tree(tree, "kumadp", "demo", "--check")
     assert [line for line in checked.splitlines() if not line.startswith("ok ")] == []
     in_tree(tree, "dpkg", "--purge", "kumadp")

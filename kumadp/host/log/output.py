@@ -196,8 +196,9 @@ def _kind(record: logging.LogRecord, line: LineOrigin) -> tuple[object, ...]:
 class LogOutput:
     """The output of all loggers; ``close`` flushes it."""
 
-    def __init__(self, handler: _Queue, writer: _Writer, target: logging.Handler, form: str) -> None:
+    def __init__(self, handler: _Queue, writer: _Writer, target: logging.Handler, form: str, output: str) -> None:
         self._form = form
+        self._output = output
         self._handler = handler
         self._writer = writer
         self._target = target
@@ -209,8 +210,9 @@ class LogOutput:
         return self._handler.dropped
 
     def status(self) -> dict[str, object]:
-        """Return counts of lines and the format; JSON types."""
-        return {"dropped": self.dropped, "folded": self._writer.repeats.suppressed, "format": self._form}
+        """Return counts of lines, format and output: ``journal``, ``stderr`` or a file; JSON types."""
+        counts = {"dropped": self.dropped, "folded": self._writer.repeats.suppressed}
+        return {**counts, "format": self._form, "output": self._output}
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Write all queued records and counts of suppressed lines; return False after ``seconds``. Blocks."""
@@ -268,7 +270,8 @@ def setup_logging(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     writer.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return LogOutput(handler, writer, target, fmt)
+    output = str(Path(output_path).absolute()) if output_path else "journal" if fmt == "journal" else "stderr"
+    return LogOutput(handler, writer, target, fmt, output)
 
 
 def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
