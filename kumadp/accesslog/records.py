@@ -15,6 +15,8 @@ _ESCAPED = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"},
 )
 _LONGEST_ADDRESS = 300
+# Levels of lists and objects in a message. The interpreter's own limit is another in each release of Python.
+_DEEPEST = 200
 
 
 class _Wrapped(msgspec.Struct):
@@ -51,19 +53,24 @@ def _unwrap(line: bytes) -> _Wrapped | None:
 
 
 def encode(message: Any) -> bytes:
-    """Encode like Go's encoding/json: compact, keys sorted, HTML escaped, whole numbers without a point; a newline."""
-    text = _encode(_with_go_numbers(message)).decode()
+    """Encode like Go's encoding/json: compact, keys sorted, HTML escaped, whole numbers without a point; a newline.
+
+    Raises RecursionError for a message with too many levels.
+    """
+    text = _encode(_with_go_numbers(message, _DEEPEST)).decode()
     return text.translate(_ESCAPED).encode() + b"\n"
 
 
-def _with_go_numbers(value: Any) -> Any:
+def _with_go_numbers(value: Any, levels: int) -> Any:
     if isinstance(value, float):
         return msgspec.Raw(_number(value))
+    if not isinstance(value, dict | list):
+        return value
+    if not levels:
+        raise RecursionError(f"a message with more than {_DEEPEST} levels")
     if isinstance(value, dict):
-        return {key: _with_go_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_go_numbers(item) for item in value]
-    return value
+        return {key: _with_go_numbers(item, levels - 1) for key, item in value.items()}
+    return [_with_go_numbers(item, levels - 1) for item in value]
 
 
 def _number(value: float) -> str:

@@ -52,7 +52,8 @@ def test_json(message: object, payload: bytes) -> None:
         (b'{"address":"a:1","message":NaN}', None),
         (b'{"address":"a:1","message":1e999}', None),
         (b'{"address":"a:1","message":' + b"9" * 5000 + b"}", None),
-        (b'{"address":"a:1","message":' + b"[" * 600 + b"]" * 600 + b"}", None),
+        (b'{"address":"a:1","message":' + b"[" * 200 + b"]" * 200 + b"}", ("a:1", b"[" * 200 + b"]" * 200 + b"\n")),
+        (b'{"address":"a:1","message":' + b"[" * 201 + b"]" * 201 + b"}", None),
         (b'{"address":"a:1","message":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
     ],
 )

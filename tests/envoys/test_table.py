@@ -54,5 +54,5 @@ def test_a_run_is_recorded_with_what_it_found(tmp_path: Path, monkeypatch: pytes
 def test_a_table_shows_what_was_not_run() -> None:
     shown = table({}).splitlines()
     assert len(shown) == 3 + len(locked())
-    assert shown[2] == f"| {locked()[0]} | not run | not run | not run | | |"
+    assert shown[2] == f"| {locked()[0]} | not run | not run | not run | - | - |"
     assert shown[3].count("not run") == 5

@@ -151,12 +151,12 @@ def table(results: Results) -> str:
     listed = locked()
     for before, name in zip([None, *listed], listed, strict=False):
         walks = " | ".join(_walk(results, kind, name) for kind in WALKS)
-        up, down = (_change(results, before, name), _change(results, name, before)) if before else ("", "")
+        up, down = (_change(results, before, name), _change(results, name, before)) if before else ("-", "-")
         lines.append(f"| {name} | {walks} | {up} | {down} |")
     ends = listed[0], listed[-1]
     up, down = _change(results, *ends), _change(results, *reversed(ends))
-    lines.append(f"| {ends[0]} to {ends[1]} | | | | {up} | {down} |")
-    return "\n".join(line.replace("|  |", "| |") for line in lines) + "\n"
+    lines.append(f"| {ends[0]} to {ends[1]} | - | - | - | {up} | {down} |")
+    return "\n".join(lines) + "\n"
 
 
 def in_readme() -> str:

@@ -49,8 +49,11 @@ class UnixHttpServer:
     async def close(self) -> None:
         """Stop listening and close all connections; the socket file stays, as Envoy leaves it."""
         if self._server is not None:
+            # Python 3.13 and later remove the file of a server that they close.
+            kept = self.path.rename(self.path.with_suffix(".kept"))
             self._server.close()
             self._server = None
+            kept.rename(self.path)
         for writer in self._writers:
             writer.close()
         await asyncio.sleep(0)
