@@ -59,7 +59,7 @@ class ExitCode(enum.IntEnum):
 EXIT_CODE_MEANING: dict[ExitCode, str] = {
     ExitCode.OK: "clean stop, also by a signal",
     ExitCode.BUG: "a bug in kumadp (report it with the traceback); `kumadp doctor`, `demo --check`: a check failed; "
-    "`migrate`: something is in the way",
+    "`migrate`: something is in the way; `upgrade-check`: something is refused",
     ExitCode.USAGE: "invalid command line",
     ExitCode.RESOURCE: "invalid Dataplane, ZoneIngress or ZoneEgress",
     ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable bootstrap within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",

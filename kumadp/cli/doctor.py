@@ -158,6 +158,22 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
     return Subject(settings, resource, mesh, transparent, environ, status, resolved.origin), origin
 
 
+def options_of_running(name: str) -> tuple[dict[str, object], dict[str, str], Mapping[str, str]] | None:
+    """Return flags, typed names and environment of the kumadp with that name, or the only one; None if none runs.
+
+    root then becomes the user who runs it, and the directory is its own. Raises UsageError if several run.
+    """
+    statuses = [status for status in _statuses() if not name or status["name"] == name]
+    running = [status for status in statuses if not status["listed"]] or statuses
+    if len(running) > 1:
+        names = ", ".join(on_one_line(str(status["name"])) for status in running)
+        raise UsageError(f"several data planes run here: {names}", "choose one with --name, or give the options of run")
+    found = _options_of(running[0]["pid"]) if running else None
+    if found is not None and running[0]["uid"] != os.geteuid():
+        _become(running[0]["uid"], running[0]["pid"])
+    return found
+
+
 def _statuses() -> list[dict[str, Any]]:
     """Return the status of each data plane that runs here and answers."""
     from kumadp.daemon.control_client import query_status

@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "uninstall": "Remove that service.",
     "migrate": "Show what changes if kumadp takes the place of a kuma-dp, and install it beside that one.",
     "log-level": "Change the log levels of a running data plane, including Envoy.",
+    "upgrade-check": "Compare settings and Dataplanes with a Kuma version to come.",
     "validate": "Check Dataplane, ZoneIngress and ZoneEgress files.",
     "demo": "Run a demo: a real Envoy in front of a small workload.",
     "completion": "Print the completion script of a shell.",

@@ -91,11 +91,12 @@ def _command(name: str) -> Iterator[str]:
         for paragraph in inspect.cleandoc(command.help or COMMANDS[name]).split("\n\n"):
             yield ".PP"
             yield _text(paragraph)
-        if name in {"run", "doctor"}:
+        if name == "run":
             return
+        of_run = {option.field for option in options_of("run")} if name in {"doctor", "upgrade-check"} else set()
         for parameter in command.get_params(inner):
             record = parameter.get_help_record(inner)
-            if record is not None and record[0] != "-h, --help":
+            if record is not None and record[0] != "-h, --help" and parameter.name not in of_run:
                 yield from _entry(*record)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 # What looks for data planes that run.
-FINDING = {"doctor", "drain", "log-level", "logs", "reexec", "reload", "status", "wait"}
+FINDING = {"doctor", "drain", "log-level", "logs", "reexec", "reload", "status", "upgrade-check", "wait"}
 
 
 def kumadp(
