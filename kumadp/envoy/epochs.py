@@ -302,7 +302,8 @@ def _failed(state: EpochState, event: EpochFailed) -> Step:
         return state, ()
     answers = _report(state, ReloadKind.FAILED, event.reason)
     if event.took_over:
-        return replace(state, stage=EpochStage.DOWN, repairing=False, request=None), (*answers, KillCurrentEpoch())
+        down = replace(state, stage=EpochStage.DOWN, blind=False, repairing=False, request=None)
+        return down, (*answers, KillCurrentEpoch())
     blind = replace(state, blind=True, request=None)
     if event.unlocked and not state.repairing and not state.stopping:
         again = SpawnEpoch(state.epoch + 1, repair=True)

@@ -141,6 +141,10 @@ def test_nothing_serves_after_the_death_of_an_epoch_that_had_the_listeners() -> 
         ReportOutcome(WARM, ReloadKind.FAILED, "signal 9"),
         KillCurrentEpoch(),
     )
+    # With its admin back in sight or not: the next one has its own.
+    adopted, _ = after(EpochAdopted(0, blind=True, retiring=False))
+    events = (ReloadRequested(WARM), ReloadChecked(), EpochFailed("signal 9", took_over=True))
+    assert not after(*events, state=adopted)[0].blind
 
 
 def test_the_end_of_the_current_epoch_is_a_crash_also_during_a_hand_over() -> None:
@@ -287,6 +291,11 @@ class World:
 @given(st.data())
 def test_the_promises_hold_for_any_sequence_of_events(data: st.DataObject) -> None:
     world = World()
+    if data.draw(st.booleans()):
+        # One that a previous kumadp left, perhaps in the middle of a hand-over.
+        retiring = data.draw(st.booleans())
+        world.current, world.old = True, retiring
+        world.feed(EpochAdopted(data.draw(st.integers(0, 9)), blind=data.draw(st.booleans()), retiring=retiring))
     for _ in range(data.draw(st.integers(1, 40))):
         world.happen(data.draw(st.sampled_from(world.choices())))
     # Left alone, everything comes to rest, and every reload has got its one answer.
