@@ -121,10 +121,10 @@ class Run(RuleBasedStateMachine):
     @precondition(lambda self: not self.leaving)
     @rule()
     def requested_with_an_answer(self) -> None:
-        async def ask() -> asyncio.Future[str]:
+        async def future() -> asyncio.Future[str]:
             return asyncio.get_running_loop().create_future()
 
-        answer = self.loop.run_until_complete(ask())
+        answer = self.loop.run_until_complete(future())
         self._post(Requested("reload", "a test", answer))
         assert answer.done(), "whoever requests something gets an answer"
         answer.exception()

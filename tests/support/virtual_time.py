@@ -29,7 +29,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop of asyncio with a clock of its own, in seconds from 0 on."""
+    """An event loop of asyncio whose clock counts seconds from 0 on."""
 
     def __init__(self) -> None:
         self._virtual = _Selector()
