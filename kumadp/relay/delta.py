@@ -184,7 +184,9 @@ class Delta:
         known.lost = known.lost or arrival.lost
         if arrival.held is None:
             return ()
-        known.held = arrival.held
+        # A name that was unsubscribed while a thread read this: the control plane has forgotten it.
+        names = frozenset(known.names)
+        known.held = arrival.held if not names or names.issuperset(arrival.held.names) else arrival.held.only(names)
         if arrival.response is None:
             return (self._answer(known),)
         known.settled = False

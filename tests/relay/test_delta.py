@@ -206,6 +206,20 @@ def test_what_is_requested_again_and_sent_again_is_in_the_set() -> None:
     assert stream.whole(ENDPOINTS, "1", {"b": "2"}) == {"a": "1", "b": "2"}
 
 
+def test_what_is_unsubscribed_while_a_response_is_read_does_not_come_back() -> None:
+    stream = Stream()
+    stream.send(ENDPOINTS, "a", "b")
+    stream.whole(ENDPOINTS, "1", {"a": "1", "b": "1"})
+    # Large messages are read in a thread.
+    arrival = stream.delta.read(delta_response(ENDPOINTS, "2", {"a": "2"}))
+    stream.send(ENDPOINTS, "a")
+    assert stream.delta.take(arrival) == ()
+    stream.accept(arrival)
+    # It is gone at the control plane, which does not send it.
+    stream.send(ENDPOINTS, "a", "b")
+    assert stream.whole(ENDPOINTS, "3", {"a": "3"}) == {"a": "3"}
+
+
 def test_what_comes_after_it_was_unsubscribed_is_ignored() -> None:
     stream = Stream()
     stream.send(ENDPOINTS, "a", "b")
