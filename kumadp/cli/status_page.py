@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     Status = Mapping[str, Any]
 
 _LABEL = 14
+# Listeners that one line names.
+_MOST_NAMED = 3
 _COLORS = {
     "READY": "green",
     "RUNNING": "green",
@@ -153,6 +155,11 @@ def _control_plane(status: Status, now: float) -> Iterator[str]:
         yield on_one_line(f"withheld from Envoy for {format_elapsed(now - withheld['since'])}: {what}{why}{retry}")
     if more := relay.get("withheld_count", 0) - len(relay.get("withheld", ())):
         yield f"withheld from Envoy: {more} more"
+    unbound = [each["listener"] for each in relay.get("kept_sockets", ()) if not each["bound"]]
+    if unbound:
+        more = ", ..." if len(unbound) > _MOST_NAMED else ""
+        names = ", ".join(map(on_one_line, unbound[:_MOST_NAMED])) + more
+        yield f"not bound until Envoy is replaced (kumadp reload): {names}"
     if "stale_since" in status:
         yield f"serving the last good configuration, of {_ago(status['stale_since'], now)}"
 

@@ -164,6 +164,18 @@ class EnvoyPart(Part):
         """The admin of the Envoy that serves."""
         return self.component.admin if self.component is not None else None
 
+    async def get_admin(self, path: str) -> bytes | None:
+        """Return what the admin of the Envoy that serves answers to a GET; None if there is no usable answer."""
+        from kumadp.envoy.admin import AdminUnreachable
+
+        if self.admin is None:
+            return None
+        try:
+            status, body = await self.admin.get(path)
+        except AdminUnreachable:
+            return None
+        return body if status == 200 else None
+
     def recheck_admin(self, listeners: Collection[str] | None) -> None:
         """Have the proof that the admin is private repeated for these listeners, None: for all."""
         if self.component is not None:

@@ -59,10 +59,17 @@ class ResponseRejected(Struct, frozen=True):
     by_guard: bool = False
 
 
+class QueryClusters(Struct, frozen=True):
+    """Query the admin of the Envoy of this stream about its clusters, of which those with this nonce are unanswered."""
+
+    stream: int
+    nonce: str
+
+
 class Note(Struct, frozen=True):
     """A line for the log."""
 
     text: str
 
 
-RelayAction = SendUp | SendDown | ResponseAccepted | ResponseRejected | Note
+RelayAction = SendUp | SendDown | ResponseAccepted | ResponseRejected | QueryClusters | Note

@@ -38,7 +38,7 @@ class ListenerHold:
         if subscription.type_url not in AFTER_CLUSTERS or clusters is None or not clusters.waiting:
             return False
         is_change = own.sent is not None and down.epoch in self._envoys.live
-        return (is_change or clusters.cures) and self._until.setdefault(down.stream, -inf) != inf
+        return (is_change or clusters.settling) and self._until.setdefault(down.stream, -inf) != inf
 
     def end(self, down: EnvoyStream) -> None:
         """Clusters were answered."""

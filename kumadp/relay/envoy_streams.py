@@ -1,275 +1,27 @@
-"""One Envoy's stream as the relay sees it: what was requested, what was sent, how Envoy answered."""
+"""One Envoy's stream as the relay sees it."""
 
 from __future__ import annotations
 
 from math import inf
 from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
-from kumadp.relay.messages import (
-    CLUSTER,
-    ENDPOINTS,
-    ROUTES,
-    SECRET,
-    Response,
-    encode_nonce,
-    encode_response,
-    status_message,
-)
-from kumadp.relay.narrowing import Narrowing
-from kumadp.relay.offer import Delivery, EnvoyOffer
-from kumadp.relay.protobuf import field_bytes
-from kumadp.relay.resources import changed_names
+from kumadp.relay.exchange import NO_SECRET, Exchange
+from kumadp.relay.messages import CLUSTER
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Collection, Sequence
 
+    from kumadp.relay.offer import EnvoyOffer
     from kumadp.relay.resources import Key
     from kumadp.relay.subscription import Subscription
-
-# Envoy requests these by name. On a new stream, a request without names means that it watches nothing of the type.
-NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})
-DEADLY = "Envoy exited while applying this response, twice; it is not sent to Envoy again"
-# A Secret that Envoy cannot decode. Rejecting it ends Envoy's wait for secrets (SdsApi::onConfigUpdateFailed), which
-# otherwise holds up its listeners for the 15 s of initial_fetch_timeout.
-WITHHELD = Response.parse(
-    encode_response(SECRET, "withheld", [field_bytes(1, SECRET.encode()) + field_bytes(2, b"\xff")])
-)
-NO_SECRET = EnvoyOffer(Delivery(0, WITHHELD))
-
-
-class EnvoyAnswer(Struct, frozen=True):
-    """An Envoy's answer to a response: its ``version`` and, if it rejected it, ``error`` (a google.rpc.Status)."""
-
-    version: str
-    error: bytes
-    taken: bool
-
-
-class EnvoyRejection(Struct):
-    """An Envoy's rejection of a response, or ours for it (``by_guard``); ``judged`` once it has had its effects.
-
-    ``of_former``: Envoy has got nothing of the response yet, only what was accepted before (`Exchange.doubt`).
-    """
-
-    offer: EnvoyOffer
-    answer: EnvoyAnswer
-    by_guard: bool = False
-    judged: bool = False
-    of_former: bool = False
-
-
-class Exchange:
-    """One type of resources on one stream. One response at a time is in flight (``waiting``).
-
-    ``ahead``: Envoy already runs a version that is not in our memory; it keeps it until there is a newer one.
-    go-control-plane does the same: it sends the next response of a type only after the answer to the previous one.
-    ``continues``: Envoy had resources before this stream. ``partial``: a response may hold some resources only, and
-    changes no others. ``version`` is the one that Envoy has fully accepted. ``narrowing`` has what it rejected.
-    ``overtaken``: when it counts as jammed (seconds, -inf: to be set), once later ones are answered;
-    ``postponed``: then Envoy still waited for resources that it has requested. ``cures``: see `doubt`.
-    """
-
-    def __init__(self, names: tuple[str, ...], *, wildcard: bool, partial: bool = False, version: str = "") -> None:
-        self.names = names
-        self.wildcard = wildcard
-        self.ahead = False
-        self.nonce = ""
-        self.sent: EnvoyOffer | None = None
-        self.waiting = False
-        self.overtaken: float | None = None
-        self.answer: EnvoyAnswer | None = None
-        self.judged = False
-        self.took = False
-        self.rejection: EnvoyRejection | None = None
-        self.narrowing = Narrowing()
-        self.continues = bool(version)
-        self.postponed = False
-        self.cures = False
-        self._partial = partial
-        self._version = version
-        self._parts: tuple[str, ...] = ()
-        # What Envoy has: of a type in parts the digests by name, else the offer that it accepted.
-        self._applied: EnvoyOffer | None = None
-        self._has: dict[str, bytes] = {}
-        # Names in it that a rejected response had no more, or as others: Envoy may have applied that.
-        self._doubtful: set[str] = set()
-        # It may have applied some of the last response: what is sent next must be sent whatever it has.
-        self._uncertain = True
-        # It ignored this one, or rejected it, and nothing of it can be withheld: it is not sent again.
-        self._given_up: EnvoyOffer | None = None
-        # Endpoints that Envoy waits for although it had the same ones.
-        self._awaited: set[str] = set(names)
-
-    @property
-    def subscribed(self) -> bool:
-        """True if Envoy wants resources of this type. No names after some names mean that it wants none any more."""
-        return self.wildcard or bool(self.names)
-
-    def request(self, names: tuple[str, ...]) -> set[str]:
-        """Take the names that Envoy requests now; return those that are new."""
-        new = set(names).difference(self.names)
-        self.names = names
-        self.wildcard = self.wildcard and not names
-        self.expect(new)
-        return new
-
-    def expect(self, names: Iterable[str]) -> None:
-        """Envoy waits for these, if it requests them, even if they have not changed."""
-        self._given_up = None if self._partial else self._given_up
-        self._awaited.update(names)
-        self._awaited.intersection_update(self.names)
-
-    def runs(self, key: Key) -> bool:
-        """Return True if Envoy has accepted this resource and not got another one of its name since."""
-        if self._partial:
-            return self._has.get(key[0]) == key[1]
-        return self._applied is not None and key[0] not in self._doubtful and key in self._applied
-
-    @property
-    def lacks_some(self) -> bool:
-        """True if Envoy has requested resources that it has not got and could still get."""
-        rejected = {name for name, _ in self.narrowing.refused}
-        return self._partial and any(name not in self._has and name not in rejected for name in self.names)
-
-    def doubt(self, keys: Iterable[Key]) -> None:
-        """Give Envoy these only after an answer to the others.
-
-        A cluster that it rejected, in an answer that was lost, keeps warming until a set does not have it; Envoy 1.40
-        acknowledges it if it is sent again unchanged.
-        """
-        if doubted := tuple(keys):
-            self.narrowing.pending.append(doubted)
-            self.cures = True
-
-    @property
-    def ignored(self) -> bool:
-        """True if Envoy has ignored the last response."""
-        return self.answer is not None and not self.answer.taken and not self.answer.error
-
-    @property
-    def has_something(self) -> bool:
-        """True if Envoy has answered a response of a type that is sent as a whole, and may have applied it."""
-        return self._applied is not None
-
-    def needs(self, offer: EnvoyOffer, *, older: bool = False) -> tuple[str, ...] | None:
-        """Return the names of the resources to send; None if nothing has changed for this stream.
-
-        ``older``: it must not replace anything that Envoy runs.
-        """
-        given_up = self._given_up
-        if given_up is not None and given_up.base is offer.base and given_up.digest == offer.digest:
-            return None
-        if not self._partial:
-            has_all = not self._uncertain and self._applied is not None and self._applied.digest == offer.digest
-            return None if has_all or older else tuple(offer.resources)
-        requested = (name for name in self.names if name in offer.resources)
-        return (
-            tuple(
-                name
-                for name in dict.fromkeys((*requested, *offer.unnamed))
-                if (name not in self._has)
-                or (not older and (name in self._awaited or self._has[name] != offer.resources[name].digest))
-            )
-            or None
-        )
-
-    def send(self, offer: EnvoyOffer, names: tuple[str, ...], nonce: str) -> bytes:
-        """Mark a response with these resources as in flight; return the encoded nonce to send after it."""
-        self.sent, self._parts, self.nonce, self.waiting = offer, names, nonce, True
-        self.overtaken, self.postponed = None, False
-        self.answer, self.judged = None, False
-        self._awaited.difference_update(names)
-        self.cures = self.cures and bool(self.narrowing.pending)
-        return encode_nonce(nonce)
-
-    def skip(self, offer: EnvoyOffer) -> None:
-        """Take the offer as accepted, since Envoy has all of it."""
-        if self.sent is not None and self.sent.base is offer.base and self.sent.withheld == offer.withheld:
-            return
-        self.sent, self._parts, self.judged = offer, (), False
-        self._note_version(offer)
-        self.answer = EnvoyAnswer(self._version, b"", taken=True)
-
-    def answered(self, version: str, error: bytes, known: Container[Key]) -> None:
-        """Take Envoy's answer to the response in flight; ``known``: resources that an Envoy has accepted.
-
-        Without an error but with another version Envoy has ignored the response, since it watches nothing of the type
-        (Envoy 1.40, GrpcMuxImpl::onDiscoveryResponse).
-        """
-        if self.sent is None or self.sent is NO_SECRET:
-            self.waiting = False
-        elif error:
-            self.reject(status_message(error), error, known)
-        else:
-            self.waiting = self.cures = False
-            taken = version == self.sent.version
-            if taken:
-                self._apply(self.sent)
-            elif not self._partial:
-                self._given_up = self.sent
-            self.answer = EnvoyAnswer(self._version, b"", taken)
-
-    def reject(self, reason: str, status: bytes, known: Container[Key], *, by_guard: bool = False) -> bool:
-        """Take the response in flight as rejected; ``by_guard``: not in Envoy's words, and only if it can be narrowed.
-
-        Returns False if there is no resource that can be withheld for it.
-        """
-        assert self.sent is not None  # noqa: S101 - a response is in flight
-        given = [self.sent.resources[name] for name in self._parts]
-        fresh = [resource for resource in given if not self.runs(resource.key)]
-        old = [resource for resource in fresh if resource.key in known]
-        unknown = [resource for resource in fresh if resource.key not in known]
-        before = set(self.narrowing.refused)
-        narrowed = self.narrowing.rejected([] if by_guard else old, unknown, reason, search=not by_guard)
-        if by_guard and not narrowed:
-            return False
-        of_former = self.cures and not any(key in self.sent.base for key in self.narrowing.refused.keys() - before)
-        self.waiting = self.cures = False
-        self.answer = EnvoyAnswer(self._version, status, taken=False)
-        self.rejection = EnvoyRejection(self.sent, self.answer, by_guard, of_former=of_former)
-        self._given_up = None if narrowed else self.sent
-        self._uncertain = True
-        for name in self._parts:
-            self._has.pop(name, None)
-        if self._applied is not None:
-            self._doubtful.update(changed_names(self.sent.resources, self._applied.resources))
-        return True
-
-    @property
-    def parts(self) -> Iterable[Key]:
-        """What Envoy has accepted of a type in parts."""
-        return self._has.items()
-
-    def keeps_own(self, delivery: Delivery | None, remembered: int) -> bool:
-        """Return True if Envoy keeps the version that it connected with, rather than get one that is remembered.
-
-        ``remembered`` is the last serial number of what is only remembered from before.
-        """
-        return self.ahead and (delivery is None or delivery.serial <= remembered)
-
-    def _apply(self, offer: EnvoyOffer) -> None:
-        if self._partial:
-            requested = {*self.names, *offer.unnamed}
-            self._has = {name: digest for name, digest in self._has.items() if name in requested}
-            self._has.update((name, offer.resources[name].digest) for name in self._parts if name in requested)
-        else:
-            self._applied, self._uncertain = offer, False
-            self._doubtful.clear()
-        self.took = True
-        self._note_version(offer)
-        self.narrowing.accepted()
-
-    def _note_version(self, offer: EnvoyOffer) -> None:
-        if not offer.withheld:
-            self._version = offer.base.response.version
 
 
 class EnvoyStream:
     """One stream of an Envoy. ``fresh``: Envoy has just started. ``ended``: it has exited, ``expected`` or not.
 
-    ``reconnected``: it had another stream before. ``lost``: clusters that it got there, and its answer was not read.
+    ``had_clusters``: it got some before, from this relay. ``lost``: those that it has not answered there; ``accepted``:
+    those that it had accepted, None if that is not known. ``version``: of clusters, on the stream before.
+    ``clusters_due``: until when Envoy must have requested clusters (seconds, -inf: to be set, None: it need not).
     """
 
     def __init__(self, stream: int, epoch: int, *, fresh: bool) -> None:
@@ -279,28 +31,63 @@ class EnvoyStream:
         self.exchanges: dict[str, Exchange] = {}
         self.ended = False
         self.expected = False
-        self.reconnected = False
-        self.lost: EnvoyOffer | None = None
+        self.had_clusters = False
+        self.lost: frozenset[Key] = frozenset()
+        self.accepted: frozenset[Key] | None = None
+        self.version = self.lost_version = ""
+        self.clusters_due: float | None = None
+
+    def follow(self, former: Sequence[EnvoyStream]) -> None:
+        """Continue after these streams of the same Envoy, the newest last."""
+        self.had_clusters = any(CLUSTER in each.exchanges or each.had_clusters for each in former)
+        newest_first = tuple(reversed(former))
+        self.version = next(filter(None, (each.clusters_version for each in newest_first)), "")
+        last = next((each for each in newest_first if each.unanswered_clusters), None)
+        if last is not None:
+            self.lost, self.lost_version = last.unanswered_clusters, last.unanswered_version
+            every = (each.accepted_clusters for each in newest_first)
+            self.accepted = next((keys for keys in every if keys is not None), None)
 
     @property
-    def unanswered_clusters(self) -> EnvoyOffer | None:
-        """The clusters in flight, here or before."""
+    def accepted_clusters(self) -> frozenset[Key] | None:
+        """The clusters that Envoy has accepted, here or before; None if that is not known."""
+        clusters = self.exchanges.get(CLUSTER)
+        return self.accepted if clusters is None or not clusters.has_something else clusters.running
+
+    @property
+    def clusters_version(self) -> str:
+        """The version of clusters that Envoy has fully accepted."""
+        clusters = self.exchanges.get(CLUSTER)
+        return self.version if clusters is None else clusters.version
+
+    @property
+    def unanswered_clusters(self) -> frozenset[Key]:
+        """The clusters that Envoy got and has not answered, here or before."""
+        clusters = self.exchanges.get(CLUSTER)
+        return self.lost if clusters is None else clusters.unanswered
+
+    @property
+    def unanswered_version(self) -> str:
+        """The version of clusters in flight, here or before; empty if there are none."""
         clusters = self.exchanges.get(CLUSTER)
         if clusters is None:
-            return self.lost
-        return clusters.sent if clusters.waiting else None
+            return self.lost_version
+        return clusters.sent.version if clusters.waiting and clusters.sent is not None else ""
 
-    def doubt_clusters(self, exchange: Exchange, subscription: Subscription, remembered: int) -> None:
-        """Doubt what Envoy got before and has not answered, on another stream or from the relay before this one.
-
-        ``remembered`` as in `Exchange.keeps_own`.
-        """
-        latest, lost, self.lost = subscription.latest, self.lost, None
-        is_first = not self.reconnected and exchange.continues and latest is not None and latest.serial <= remembered
-        if latest is not None and (lost is not None or is_first):
-            given = (each.key for each in latest.response.by_name.values() if lost is None or each.key in lost)
-            known = subscription.known(partial=False)
-            exchange.doubt(key for key in given if key not in known and key not in subscription.rejected)
+    def doubt_clusters(self, exchange: Exchange, subscription: Subscription) -> None:
+        """Doubt what Envoy got before and has not answered, on another stream or from the relay before this one."""
+        before: Collection[Key] = self.lost
+        if not self.had_clusters and exchange.continues:
+            before = subscription.unsettled
+        # Without a version Envoy has accepted nothing, whatever another one has.
+        known = self.accepted if self.accepted is not None else subscription.known(partial=False)
+        known = known if exchange.continues else ()
+        unanswered = {key for key in before if key not in known}
+        latest = subscription.latest
+        # Else it is an acknowledgement that was lost.
+        is_lost = not exchange.has_version(self.lost_version)
+        doubted = (key for key in unanswered if key in (latest or ()) and key not in subscription.rejected)
+        exchange.doubt(doubted if is_lost else (), unanswered)
 
     def overtake(self, answered: Exchange) -> None:
         """Note that Envoy answers what was sent after clusters that it has not answered."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from kumadp.relay.envoy_streams import NAMED, EnvoyStream
+from kumadp.relay.envoy_streams import EnvoyStream
+from kumadp.relay.exchange import NAMED
 from kumadp.relay.listener_sockets import ListenerSockets
 from kumadp.relay.messages import CLUSTER, ENDPOINTS
 from kumadp.relay.resources import endpoint_name
@@ -13,7 +14,7 @@ from kumadp.relay.resources import endpoint_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kumadp.relay.envoy_streams import Exchange
+    from kumadp.relay.exchange import Exchange
     from kumadp.relay.resources import Key, XdsResource
     from kumadp.relay.subscription import Subscription, WithheldResource
 
@@ -45,8 +46,7 @@ class Envoys:
         if reconnected:
             self.sockets.continued(epoch)
         self._streams[stream] = down = EnvoyStream(stream, epoch, fresh=not reconnected)
-        down.reconnected = bool(former)
-        down.lost = next(filter(None, (each.unanswered_clusters for each in reversed(former))), None)
+        down.follow(former)
 
     def closed(self, stream: int) -> EnvoyStream | None:
         """A stream has ended; it is returned once, and remembered until it is known whether its Envoy has exited."""
@@ -93,6 +93,10 @@ class Envoys:
     def types(self) -> set[str]:
         """Return the types that Envoys want."""
         return {url for down in self for url, exchange in down.exchanges.items() if exchange.subscribed}
+
+    def all_request(self, type_url: str) -> bool:
+        """Return True if there are streams, and this type was requested on each."""
+        return bool(self._streams) and all(type_url in down.exchanges for down in self)
 
     def requested(self, type_url: str, name: str) -> bool:
         """Return True if an Envoy requests this name."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected
-from kumadp.relay.envoy_streams import DEADLY
+from kumadp.relay.exchange import DEADLY
 from kumadp.relay.messages import LISTENER, encode_status, status_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kumadp.relay.envoy_streams import EnvoyStream, Exchange
+    from kumadp.relay.envoy_streams import EnvoyStream
     from kumadp.relay.envoys import Envoys
+    from kumadp.relay.exchange import Exchange
     from kumadp.relay.held_clusters import HeldClusters
     from kumadp.relay.resources import Key
     from kumadp.relay.subscription import Subscription

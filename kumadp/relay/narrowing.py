@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from kumadp.relay.resources import Key, XdsResource
 
@@ -26,7 +26,8 @@ _NAMING = "Error adding/updating"
 class Narrowing:
     """What one Envoy rejects of one type. ``refused``: resources and Envoy's text; ``pending`` groups are tried later.
 
-    ``retried`` ones are given to it although an Envoy has rejected them.
+    ``retried`` ones are given to it although an Envoy has rejected them. ``is_unclear``: the last rejection may be
+    about what was sent before.
 
     If Envoy's text names resources, only these are refused. Otherwise the new ones are tried in halves, so that good
     resources next to a bad one are applied.
@@ -36,6 +37,7 @@ class Narrowing:
         self.refused: dict[Key, str] = {}
         self.pending: deque[tuple[Key, ...]] = deque()
         self.retried: set[Key] = set()
+        self.is_unclear = False
         self._reason = ""
         self._attempts = 0
 
@@ -53,15 +55,31 @@ class Narrowing:
         return self.refused.get(key, self._reason)
 
     def rejected(
-        self, known: Sequence[XdsResource], unknown: Sequence[XdsResource], reason: str, *, search: bool
+        self,
+        known: Sequence[XdsResource],
+        unknown: Sequence[XdsResource],
+        reason: str,
+        *,
+        search: bool,
+        unanswered: Collection[Key] = (),
     ) -> bool:
         """Envoy has rejected a response that has ``known`` resources, which an Envoy accepts, and ``unknown`` ones.
 
-        ``search``: the reason is in Envoy's words. Returns False if no resource can be withheld for it.
+        ``search``: the reason is in Envoy's words. ``unanswered``: resources of responses before, which it may be
+        about. Returns False if no resource can be withheld for it.
         """
         names = names_in(reason) if search else frozenset()
-        suspects = [resource.key for resource in (*unknown, *known) if resource.name in names]
-        suspects = suspects or self._late(names)
+        earlier = {name for name, _ in unanswered}
+        new = {resource.key for resource in unknown}
+        times = Counter(name for name, _ in {*unanswered, *(key for key in new if key[0] in earlier)})
+        # Of two either may be meant: they are tried again, one at a time.
+        unclear = {name for name in names if times[name] > 1}
+        named = [resource.key for resource in (*unknown, *known) if resource.name in names]
+        suspects = [key for key in named if key[0] not in earlier or (key in unanswered and key[0] not in unclear)]
+        suspects += self._late(names - unclear, unanswered)
+        self.is_unclear = bool(unclear) and not suspects
+        if self.is_unclear:
+            return True
         is_named = bool(suspects)
         others = search and reason.startswith(_NAMING)
         suspects = suspects or [resource.key for resource in unknown or (() if others else known)]
@@ -85,13 +103,13 @@ class Narrowing:
         self.refused.pop(key, None)
         self.retried.add(key)
 
-    def _late(self, names: frozenset[str]) -> list[Key]:
+    def _late(self, names: frozenset[str], unanswered: Collection[Key]) -> list[Key]:
         """Return which resources of an earlier response are rejected only now, and take them out of what is tried.
 
         Envoy 1.40 rejects clusters late: while clusters warm it sends nothing about them, and then with the nonce of
         the last response.
         """
-        late = [key for key in self.tried if key[0] in names]
+        late = [key for key in dict.fromkeys((*self.tried, *self.refused, *unanswered)) if key[0] in names]
         if late:
             groups = (tuple(key for key in group if key not in late) for group in self.pending)
             self.pending = deque(group for group in groups if group)

@@ -56,6 +56,9 @@ class Epochs(Protocol):
     def epoch_of(self, pid: int) -> int:
         """Return the epoch of an Envoy by its pid, 0 if it is not known."""
 
+    async def get_admin(self, path: str) -> bytes | None:
+        """Return what the admin of the Envoy that serves answers to a GET; None if there is no usable answer."""
+
     def recheck_admin(self, listeners: Collection[str] | None) -> None:
         """Have the proof that the admin is private repeated for these listeners, None: for all."""
 
@@ -179,7 +182,9 @@ class RelayPart(Part, EpochObserver):
         limit = context.settings.max_memory_bytes or await asyncio.to_thread(memory_limit)
         drain_time = context.settings.drain_time
         resumption = module.Resumption(memory, earlier, stale, context.previous.left_at)
-        options = module.SessionOptions(self.path, context.status, self._epochs.epoch_of, resumption, limit, drain_time)
+        options = module.SessionOptions(
+            self.path, context.status, self._epochs.epoch_of, resumption, limit, drain_time, self._epochs.get_admin
+        )
         self.session = module.RelaySession(options, self._access, context.bootstrap, self)
         if self._store is not None:
             self.session.keep_in(self._store)

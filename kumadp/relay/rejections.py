@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from kumadp.relay.actions import ResponseRejected
     from kumadp.relay.resources import Key
-    from kumadp.relay.subscription import WithheldResource
+    from kumadp.relay.snapshot import KeptSockets
+    from kumadp.relay.subscription import TypeView, WithheldResource
 
 # Entries of the status.
 MOST_SHOWN = 50
@@ -74,3 +75,27 @@ class Rejections:
 
 def _shown(type_url: str, reason: str) -> str:
     return "" if type_url == SECRET else one_line(redact(reason))
+
+
+def sockets_status(kept: Sequence[KeptSockets]) -> dict[str, object]:
+    """Return the keys of the status about listeners whose sockets Envoy keeps, at most 50; unbound ones first."""
+    shown = [
+        {"listener": one_line(each.name), "reuse_port": each.reuse_port, "bound": each.bound}
+        for each in sorted(kept, key=lambda each: each.bound)[:MOST_SHOWN]
+    ]
+    return {"kept_sockets": shown, "kept_sockets_count": len(kept)}
+
+
+def type_status(view: TypeView, withheld: int, epoch: float, changed: float | None) -> dict[str, object]:
+    """Return the status of a type in JSON types; ``withheld`` resources, ``changed`` by the clock of ``epoch``."""
+    return {
+        "type": view.type_url,
+        "accepted": view.accepted,
+        "latest": view.latest,
+        "open": view.open,
+        "names": view.names,
+        "rejected": view.rejections,
+        "withheld": view.withheld,
+        "withheld_resources": withheld,
+        "changed": None if changed is None else round(epoch + changed, 3),
+    }

@@ -20,7 +20,8 @@ from kumadp.grpc.server import GrpcServer
 from kumadp.host.log.throttle import Throttle
 from kumadp.host.memory_trim import trim_memory
 from kumadp.host.net.serve import bind_unix
-from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
+from kumadp.relay.actions import Note, QueryClusters, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
+from kumadp.relay.cluster_queries import ClusterQueries
 from kumadp.relay.delta import LOST
 from kumadp.relay.dialect import Sotw
 from kumadp.relay.downstream import Downstream
@@ -28,7 +29,7 @@ from kumadp.relay.health import HDS, LARGEST_SPECIFIER, HealthRelay
 from kumadp.relay.messages import BadMessage, outline
 from kumadp.relay.present_dialect import LARGE, PresentDialect
 from kumadp.relay.protocol_choice import ProtocolChoice
-from kumadp.relay.rejections import Rejections
+from kumadp.relay.rejections import Rejections, sockets_status, type_status
 from kumadp.relay.texts import one_line, short_name
 from kumadp.relay.unanswered import Unanswered
 from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamOptions, UpstreamState
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from kumadp.grpc.call import Oversized
     from kumadp.host.net.connection_limit import ConnectionLimits
+    from kumadp.relay.cluster_queries import GetAdmin
+    from kumadp.relay.cluster_report import ClusterReport
     from kumadp.relay.dialect import Arrival, XdsProtocol
     from kumadp.relay.messages import Request
     from kumadp.relay.snapshot import RelaySnapshot
@@ -62,7 +65,8 @@ class RelayOptions(Struct, frozen=True):
     ``broken_at``: when a re-execution broke the stream to the control plane, by ``clock``; None if there was none.
     ``largest``: a response of more bytes is rejected, and Envoy keeps the previous one. ``on_change`` is called when
     the status changes, ``on_accepted`` with the type of a response that an Envoy accepted, ``on_answered`` with the
-    type of one that it accepted or rejected: it may have applied parts of a rejected one.
+    type of one that it accepted or rejected: it may have applied parts of a rejected one. ``get_admin`` returns
+    what the admin of the Envoy that serves answers to a GET of a path, None if it does not.
     """
 
     choice: ProtocolChoice = field(default_factory=ProtocolChoice)
@@ -73,6 +77,7 @@ class RelayOptions(Struct, frozen=True):
     on_answered: Callable[[str], None] = lambda _type_url: None
     clock: Callable[[], float] = time.monotonic
     connections: ConnectionLimits | None = None
+    get_admin: GetAdmin | None = None
 
 
 class Relay:
@@ -122,6 +127,7 @@ class Relay:
         self._changed_at: dict[str, float] = {}
         self._rejections = Rejections(machine.withheld, machine.retries.at)
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._queries = ClusterQueries(options.get_admin, self._clusters_reported)
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled; then end the stream to the control plane. Raises WorkDirError."""
@@ -141,6 +147,7 @@ class Relay:
             self._unanswered.clear()
             for timer in self._timers.values():
                 timer.cancel()
+            self._queries.cancel()
             await server.close()
             sock.close()
             with contextlib.suppress(OSError):
@@ -225,18 +232,9 @@ class Relay:
             "last_rejection": self._rejections.last,
             "withheld": withheld,
             "withheld_count": numbers.total(),
+            **sockets_status(self._machine.kept_sockets()),
             "types": [
-                {
-                    "type": view.type_url,
-                    "accepted": view.accepted,
-                    "latest": view.latest,
-                    "open": view.open,
-                    "names": view.names,
-                    "rejected": view.rejections,
-                    "withheld": view.withheld,
-                    "withheld_resources": numbers[view.type_url],
-                    "changed": round(epoch + changed, 3) if (changed := self._changed_at.get(view.type_url)) else None,
-                }
+                type_status(view, numbers[view.type_url], epoch, self._changed_at.get(view.type_url))
                 for view in self._machine.types()
             ],
         }
@@ -354,6 +352,8 @@ class Relay:
                 case ResponseRejected(type_url):
                     self._warn(f"rejected {type_url}", self._rejections.add(action))
                     self._on_answered(type_url)
+                case QueryClusters():
+                    self._queries.start(action)
                 case Note(text):
                     log.info("%s", text)
         due = self._machine.next_tick()
@@ -365,6 +365,9 @@ class Relay:
         self._updated = asyncio.Event()
         if actions:
             self._on_change()
+
+    def _clusters_reported(self, query: QueryClusters, report: ClusterReport) -> None:
+        self._execute(self._machine.clusters_reported(query.stream, query.nonce, report))
 
     def _tick(self) -> None:
         self._execute(self._machine.tick(self._clock()))

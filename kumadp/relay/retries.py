@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from kumadp.relay.messages import LISTENER
 
 if TYPE_CHECKING:
-    from kumadp.relay.envoy_streams import EnvoyStream, Exchange
+    from kumadp.relay.envoy_streams import EnvoyStream
     from kumadp.relay.envoys import Envoys
+    from kumadp.relay.exchange import Exchange
     from kumadp.relay.resources import Key
     from kumadp.relay.subscription import Subscription
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kumadp.bootstrap.prepare import Prepared
     from kumadp.bootstrap.rewrite import Upstream
     from kumadp.core.status import Status
+    from kumadp.relay.cluster_queries import GetAdmin
     from kumadp.relay.last_good import LastGood, LastGoodStore
     from kumadp.relay.snapshot import RelaySnapshot
 
@@ -105,7 +106,7 @@ class Resumption(Struct, frozen=True):
 class SessionOptions(Struct, frozen=True):
     """``path`` is the socket that Envoy connects to, ``memory_limit`` that of our cgroup in bytes (0: none).
 
-    ``drain_time`` is that of Envoy's listeners, in seconds.
+    ``drain_time`` is that of Envoy's listeners, in seconds. ``get_admin`` as in `RelayOptions`.
     """
 
     path: Path
@@ -114,6 +115,7 @@ class SessionOptions(Struct, frozen=True):
     resumption: Resumption
     memory_limit: int = 0
     drain_time: float = DRAIN_TIME
+    get_admin: GetAdmin | None = None
 
 
 class RelaySession:
@@ -141,6 +143,7 @@ class RelaySession:
             snapshot=resumption.memory,
             withhold_secrets=resumption.stale,
             drain_time=options.drain_time,
+            queries=options.get_admin is not None,
         )
         self.relay = Relay(
             options.path,
@@ -155,6 +158,7 @@ class RelaySession:
                 on_accepted=self._accepted,
                 on_answered=observer.on_answered,
                 connections=status.connections,
+                get_admin=options.get_admin,
             ),
         )
         self._earlier = None

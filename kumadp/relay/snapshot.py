@@ -13,7 +13,7 @@ class TypeSnapshot(msgspec.Struct, frozen=True):
     ``latest`` is None if it is the accepted one. An Envoy ``rejected`` the contents of these digests (only
     read: an earlier kumadp had no verdicts on resources), or exited with them: twice (``deadly``) or once
     (``suspected``). ``withheld`` resources were rejected, ``held`` ones are removed and still with Envoy, ``versions``
-    are those that Envoys were sent.
+    are those that Envoys were sent, ``unanswered`` resources (without a reason) those that Envoys have not answered.
     """
 
     type_url: str
@@ -26,6 +26,7 @@ class TypeSnapshot(msgspec.Struct, frozen=True):
     withheld: tuple[RejectedResource, ...] = ()
     held: tuple[bytes, ...] = ()
     versions: tuple[str, ...] = ()
+    unanswered: tuple[RejectedResource, ...] = ()
 
 
 class KeptSockets(msgspec.Struct, frozen=True):

@@ -8,12 +8,13 @@ Envoy what another one rejected or exited with, while there is a better response
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
-from kumadp.relay.actions import Note, RelayAction, ResponseRejected
-from kumadp.relay.cluster_order import AFTER_CLUSTERS, ListenerHold
-from kumadp.relay.envoy_streams import NAMED, NO_SECRET, Exchange
+from kumadp.relay.actions import Note, QueryClusters, RelayAction, ResponseRejected
+from kumadp.relay.cluster_order import ListenerHold
 from kumadp.relay.envoys import Envoys
+from kumadp.relay.exchange import NAMED, Exchange
 from kumadp.relay.held_clusters import HeldClusters
 from kumadp.relay.jams import JAMMED, JamGuard
 from kumadp.relay.judge import Judge
@@ -28,9 +29,9 @@ from kumadp.relay.messages import (
     Response,
     encode_status,
 )
-from kumadp.relay.offer import Delivery, EnvoyOffer
-from kumadp.relay.resources import changed_names, endpoint_name
+from kumadp.relay.offer import Delivery
 from kumadp.relay.retries import Retries
+from kumadp.relay.serving import Serving
 from kumadp.relay.snapshot import RelaySnapshot
 from kumadp.relay.subscription import Subscription, TypeView, WithheldResource, held_of, in_order
 from kumadp.relay.upstream_requests import UpstreamRequests
@@ -38,7 +39,9 @@ from kumadp.relay.upstream_requests import UpstreamRequests
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from kumadp.relay.cluster_report import ClusterReport
     from kumadp.relay.envoy_streams import EnvoyStream
+    from kumadp.relay.snapshot import KeptSockets
 
 TRIAL_AFTER = 30.0
 # Envoy's own drain time (Kuma's default), in seconds.
@@ -50,6 +53,7 @@ class RelayStateMachine:
     """Each event is a method that returns the actions to execute, in order. Call `next_tick` after each event.
 
     ``drain_time`` (seconds) is for how long connections of replaced listeners go on, and need removed clusters.
+    ``queries``: `QueryClusters` is answered with `clusters_reported`.
     """
 
     def __init__(
@@ -60,19 +64,24 @@ class RelayStateMachine:
         snapshot: RelaySnapshot | None = None,
         withhold_secrets: bool = False,
         drain_time: float = DRAIN_TIME,
+        queries: bool = False,
     ) -> None:
         self._up = UpstreamRequests(node)
-        self._withhold_secrets = withhold_secrets
-        self._serial = self._nonce = self._remembered = 0
-        self._subscriptions: dict[str, Subscription] = {}
+        self._serial = 0
         self._envoys = Envoys()
         self.held, self._listener_hold = HeldClusters(drain_time), ListenerHold(self._envoys)
-        self._jams, self.retries = JamGuard(self._envoys), Retries(self._envoys)
+        self._jams, self.retries = JamGuard(self._envoys, queries=queries), Retries(self._envoys)
         self._judge = Judge(self._up, self._envoys, self.held)
+        self._serving = Serving(self._envoys, self.held, self._listener_hold, self._judge, self._up)
+        self._serving.withhold_secrets = withhold_secrets
         if snapshot is not None:
             self._load(snapshot)
         for type_url in types:
             self._subscriptions.setdefault(type_url, Subscription(type_url))
+
+    @property
+    def _subscriptions(self) -> dict[str, Subscription]:
+        return self._serving.subscriptions
 
     def _load(self, snapshot: RelaySnapshot) -> None:
         for saved in snapshot.types:
@@ -82,9 +91,9 @@ class RelayStateMachine:
             self._serial += 2
             self._subscriptions[saved.type_url] = subscription
             if saved.held:
-                self.held.hold(held_of(saved), self._nonce)
+                self.held.hold(held_of(saved), self._serving.nonce)
         self._envoys.sockets.restore(self._subscriptions.get(LISTENER), snapshot.sockets)
-        self._remembered = self._serial
+        self._serving.remembered = self._serial
 
     def restore(self, snapshot: RelaySnapshot) -> list[RelayAction]:
         """Serve the memory of a previous run while the control plane refuses a stream; do nothing if it gave one.
@@ -94,8 +103,10 @@ class RelayStateMachine:
         if any(subscription.latest is not None for subscription in self._subscriptions.values()):
             return []
         self._load(snapshot)
-        self._withhold_secrets = True
-        return [action for subscription in self._subscriptions.values() for action in self._serve_all(subscription)]
+        self._serving.withhold_secrets = True
+        return [
+            action for subscription in self._subscriptions.values() for action in self._serving.serve_all(subscription)
+        ]
 
     # The control plane.
 
@@ -111,7 +122,7 @@ class RelayStateMachine:
             action
             for down, exchange in self._envoys.of_type(SECRET)
             if exchange.subscribed and exchange.sent is None
-            for action in self._serve(down, self._subscriptions[SECRET], exchange)
+            for action in self._serving.serve(down, self._subscriptions[SECRET], exchange)
         ]
 
     def upstream_message(self, data: bytes | Response) -> list[RelayAction]:
@@ -134,8 +145,8 @@ class RelayStateMachine:
         if response.type_url == CLUSTER:
             self._envoys.use_clusters(response.by_name.values())
             accepted = subscription.accepted.response.by_name if subscription.accepted else {}
-            self.held.update(accepted, response.by_name, self._nonce)
-        return self._serve_all(subscription)
+            self.held.update(accepted, response.by_name, self._serving.nonce)
+        return self._serving.serve_all(subscription)
 
     def upstream_refused(self, outline: Outline, reason: str) -> list[RelayAction]:
         """Reject a DiscoveryResponse that was dropped unread, on our own behalf; Envoys keep the previous one."""
@@ -175,10 +186,7 @@ class RelayStateMachine:
             exchange = Exchange(names, wildcard=wildcard, partial=named, version=request.version)
             # The copy on disk can be older than the configuration of an Envoy that outlived its relay.
             exchange.ahead = not subscription.knows(request.version)
-            down.exchanges[request.type_url] = exchange
-            if request.type_url == CLUSTER:
-                down.doubt_clusters(exchange, subscription, self._remembered)
-            return [*self._subscribe(subscription), *self._serve(down, subscription, exchange, set(names))]
+            return self._begin(down, subscription, exchange)
         new = exchange.request(names)
         if request.nonce and request.nonce != exchange.nonce:
             # Sent before Envoy saw the response in flight, which it will answer with these names.
@@ -188,15 +196,44 @@ class RelayStateMachine:
         if answered:
             exchange.answered(request.version, request.error, subscription.known(partial=named))
             down.overtake(exchange)
-            actions += self._apply_answers(subscription)
+            actions += self._serving.apply_answers(subscription)
         if (request.type_url == CLUSTER and answered) or (request.type_url == ENDPOINTS and new):
             actions += self._request_endpoints()
         actions += self._subscribe(subscription)
-        actions += self._serve(down, subscription, exchange, new)
+        actions += self._serving.serve(down, subscription, exchange, new)
         if request.nonce and request.type_url == CLUSTER:
             self._listener_hold.end(down)
-            actions += self._serve_after_clusters(down)
+            actions += self._serving.serve_after_clusters(down)
         return actions
+
+    def _begin(self, down: EnvoyStream, subscription: Subscription, exchange: Exchange) -> list[RelayAction]:
+        """Serve a type that was not requested on this stream before."""
+        down.exchanges[subscription.type_url] = exchange
+        if subscription.type_url == CLUSTER:
+            down.doubt_clusters(exchange, subscription)
+        elif not down.fresh and CLUSTER not in down.exchanges and down.clusters_due is None:
+            down.clusters_due = -inf
+        return [*self._subscribe(subscription), *self._serving.serve(down, subscription, exchange, set(exchange.names))]
+
+    def clusters_reported(self, stream: int, nonce: str, report: ClusterReport) -> list[RelayAction]:
+        """Take the answer to `QueryClusters`: what Envoy has rejected without an answer is withdrawn at once.
+
+        Nothing is concluded while there are two Envoys: the admin can be that of the other one.
+        """
+        down = self._envoys.get(stream)
+        exchange = down.exchanges.get(CLUSTER) if down is not None else None
+        if down is None or exchange is None or not exchange.waiting or exchange.nonce != nonce or exchange.sent is None:
+            return []
+        if len({each.epoch for each in self._envoys}) > 1:
+            return []
+        exchange.warming = report.warming
+        exchange.warms = report.version == exchange.sent.version
+        if exchange.warms or not exchange.has_rejected:
+            return []
+        if not exchange.withdraw():
+            return self._free_jam(down, exchange)
+        note = Note("Envoy has rejected clusters and does not send the reason while they warm: they are withdrawn")
+        return [note, *self._serving.serve(down, self._subscriptions[CLUSTER], exchange)]
 
     def down_closed(self, stream: int) -> list[RelayAction]:
         """A stream of an Envoy has ended, and Envoy with it or not; all its messages were handled before."""
@@ -212,10 +249,7 @@ class RelayStateMachine:
     def envoy_live(self, epoch: int, *, now: float) -> list[RelayAction]:
         """An Envoy is LIVE at ``now`` (seconds, any clock): it has requested all it wants, and its answers count."""
         self._envoys.live[epoch] = now
-        actions = self._reconsider()
-        for subscription in self._subscriptions.values():
-            actions += self._serve_all(subscription)
-        return actions
+        return [*self._reconsider(), *self._serving.serve_all(*self._subscriptions.values())]
 
     def envoy_ended(self, epoch: int, *, expected: bool) -> list[RelayAction]:
         """The process has exited; ``expected``: on our signal. Responses in flight are judged once its stream ends."""
@@ -229,7 +263,7 @@ class RelayStateMachine:
 
     def next_tick(self) -> float | None:
         """Return when `tick` is due, at once if it is to note a time; None if it is not."""
-        trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._remembered)
+        trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._serving.remembered)
         retry = self.retries.next_tick(self._subscriptions.get(LISTENER))
         timers = (self.held, self._listener_hold, self._jams)
         due = (trial[0] if trial else None, retry, *(timer.next_tick() for timer in timers))
@@ -240,24 +274,27 @@ class RelayStateMachine:
         actions = self._try_again(now)
         if self.held.tick(now):
             self._subscriptions[CLUSTER].forget_offers()
-            actions += self._serve_all(self._subscriptions[CLUSTER])
+            actions += self._serving.serve_all(self._subscriptions[CLUSTER])
         for down in self._listener_hold.tick(now):
-            actions += self._serve_after_clusters(down)
+            actions += self._serving.serve_after_clusters(down)
         for down, exchange in self._jams.tick(now):
             actions += self._free_jam(down, exchange)
+        actions += [QueryClusters(down.stream, exchange.nonce) for down, exchange in self._jams.queries(now)]
+        for down in self._jams.unrequested(now):
+            actions += self._assume_clusters(down)
         for down, exchange in self.retries.tick(now, self._subscriptions.get(LISTENER)):
-            actions += self._serve(down, self._subscriptions[LISTENER], exchange)
+            actions += self._serving.serve(down, self._subscriptions[LISTENER], exchange)
         return actions
 
     def _try_again(self, now: float) -> list[RelayAction]:
         """Retry a suspected response, one at a time, on an Envoy that has been LIVE for 30 s."""
-        trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._remembered)
+        trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._serving.remembered)
         if trial is None or trial[0] > now:
             return []
         _, subscription, down = trial
         subscription.trial = down.stream
         note = Note(f"{subscription.type_url}: retrying the response that Envoy exited with")
-        return [note, *self._serve(down, subscription, down.exchanges[subscription.type_url])]
+        return [note, *self._serving.serve(down, subscription, down.exchanges[subscription.type_url])]
 
     def _free_jam(self, down: EnvoyStream, exchange: Exchange) -> list[RelayAction]:
         """Withdraw new clusters: if one that Envoy rejected keeps warming, Envoy 1.40 answers no set that has it."""
@@ -265,7 +302,14 @@ class RelayStateMachine:
         known = subscription.known(partial=False)
         if not exchange.reject(JAMMED, encode_status(DEADLINE, JAMMED), known, by_guard=True):
             return []
-        return [*self._apply_answers(subscription), *self._serve(down, subscription, exchange)]
+        return [*self._serving.apply_answers(subscription), *self._serving.serve(down, subscription, exchange)]
+
+    def _assume_clusters(self, down: EnvoyStream) -> list[RelayAction]:
+        """Serve clusters to an Envoy that does not request them on a new stream, as Envoy 1.40 while some warm."""
+        subscription = self._subscriptions[CLUSTER]
+        exchange = Exchange((), wildcard=True, version=down.version or subscription.good_version)
+        exchange.continues = True
+        return self._begin(down, subscription, exchange)
 
     # Queries.
 
@@ -282,15 +326,22 @@ class RelayStateMachine:
         """Return the resources that Envoy is not given although it requests them, since it rejected them."""
         return self._envoys.withheld_resources(self._subscriptions.values())
 
+    def kept_sockets(self) -> tuple[KeptSockets, ...]:
+        """Return the sockets of the newest Envoy's listeners that are not as the control plane has sent them."""
+        return self._envoys.sockets.kept()
+
     def renew_node(self, node: bytes) -> None:
         """Send another Node from the next stream on: a control plane reads it once per stream."""
         self._up.node = node
 
     def snapshot(self) -> RelaySnapshot:
         """Return the memory. It can hold private keys (SDS): it must not be written to disk as it is."""
-        held = {CLUSTER: self.held.resources.values()}
-        types = tuple(each.snapshot(held.get(url, ())) for url, each in self._subscriptions.items())
-        return RelaySnapshot(types, self._envoys.sockets.kept())
+        unanswered = {key for down in self._envoys for key in down.unanswered_clusters}
+        if CLUSTER in self._subscriptions and not self._envoys.all_request(CLUSTER):
+            unanswered |= self._subscriptions[CLUSTER].unsettled
+        clusters = {CLUSTER: (self.held.resources.values(), unanswered)}
+        types = tuple(each.snapshot(*clusters.get(url, ())) for url, each in self._subscriptions.items())
+        return RelaySnapshot(types, self.kept_sockets())
 
     # Upward.
 
@@ -302,98 +353,15 @@ class RelayStateMachine:
         self._envoys.clusters_applied()
         return self._subscribe(self._subscriptions[ENDPOINTS]) if ENDPOINTS in self._subscriptions else []
 
-    # Downward.
-
-    def _serve_all(self, subscription: Subscription) -> list[RelayAction]:
-        return [
-            action
-            for down, exchange in self._envoys.of_type(subscription.type_url)
-            for action in self._serve(down, subscription, exchange)
-        ]
-
-    def _serve(
-        self, down: EnvoyStream, subscription: Subscription, exchange: Exchange, new: set[str] | None = None
-    ) -> list[RelayAction]:
-        """Send the response that the stream should have, unless it has it or a previous one is unanswered."""
-        if down.ended or exchange.waiting or not exchange.subscribed or self._listener_hold.waits(down, subscription):
-            return []
-        base = subscription.choose(down.stream)
-        if exchange.keeps_own(base, self._remembered):
-            return []
-        if base is None:
-            withheld = self._withhold_secrets and not self._up.is_open and subscription.type_url == SECRET
-            if not withheld or (exchange.sent is not None and not new):
-                return []
-            return self._send(down, exchange, NO_SECRET, tuple(NO_SECRET.resources))
-        live = down.epoch in self._envoys.live
-        rejected = exchange.answer is not None and bool(exchange.answer.error)
-        sent = exchange.sent
-        older = sent is not None and base.serial < sent.base.serial and not sent.has_content_of(base)
-        # It would undo what Envoy runs.
-        older = older and not exchange.ignored and (live or not rejected)
-        while True:
-            offer = self._offer(down, subscription, exchange, base)
-            names = exchange.needs(offer, older=older)
-            if names or (names is not None and (exchange.has_something or not exchange.narrowing.pending)):
-                return self._send(down, exchange, offer, names)
-            if older:
-                return []
-            if not exchange.narrowing.next_group():
-                break
-        exchange.skip(offer)
-        return self._apply_answers(subscription)
-
-    def _serve_after_clusters(self, down: EnvoyStream) -> list[RelayAction]:
-        waiting = [(self._subscriptions[url], down.exchanges[url]) for url in AFTER_CLUSTERS if url in down.exchanges]
-        return [action for waiter in waiting for action in self._serve(down, *waiter)]
-
-    def _offer(self, down: EnvoyStream, subscription: Subscription, exchange: Exchange, base: Delivery) -> EnvoyOffer:
-        """Return what a stream should have now.
-
-        An Envoy gets only those removed clusters that it has: listeners that it gets from now on do not use them, and
-        nobody would have endpoints for them.
-        """
-        withheld = self._envoys.withheld(down, exchange, subscription)
-        held = self.held.resources if subscription.type_url == CLUSTER else {}
-        if down.fresh or not exchange.continues:
-            held = {name: cluster for name, cluster in held.items() if exchange.runs(cluster.key)}
-        return subscription.offer(base, withheld, held)
-
-    def _send(
-        self, down: EnvoyStream, exchange: Exchange, offer: EnvoyOffer, names: tuple[str, ...]
-    ) -> list[RelayAction]:
-        type_url, previous = offer.base.response.type_url, exchange.sent
-        self._nonce += 1
-        self._subscriptions[type_url].sent(offer.version)
-        nonce = exchange.send(offer, names, str(self._nonce))
-        actions = self._envoys.sockets.send(down, offer, names, nonce)
-        endpoints = down.exchanges.get(ENDPOINTS)
-        if type_url == CLUSTER and endpoints is not None and previous is not None:
-            # A changed cluster warms until it gets its endpoints, which may be the same; Envoy does not request them.
-            changed = changed_names(previous.resources, offer.resources)
-            endpoints.expect(endpoint_name(offer.resources[name]) for name in changed)
-            actions += self._serve(down, self._subscriptions[ENDPOINTS], endpoints)
-        return actions
-
-    # Answers.
-
-    def _apply_answers(self, subscription: Subscription) -> list[RelayAction]:
-        """Apply what the Envoy that counts for this type has answered, and serve the others accordingly."""
-        before = subscription.accepted
-        actions = self._judge.judge(subscription)
-        if subscription.accepted is not before:
-            actions += self._serve_all(subscription)
-        return actions
-
     def _reconsider(self) -> list[RelayAction]:
         """After a change among the Envoys: the answers of another one may count, and other names may be wanted."""
         return [
             action
             for subscription in self._subscriptions.values()
-            for action in (*self._apply_answers(subscription), *self._subscribe(subscription))
+            for action in (*self._serving.apply_answers(subscription), *self._subscribe(subscription))
         ]
 
     def _subscription_for(self, type_url: str, names: tuple[str, ...]) -> Subscription:
         subscription = self._subscriptions.get(type_url) or Subscription(type_url, names)
-        self._subscriptions = in_order(self._subscriptions, subscription)
+        self._serving.subscriptions = in_order(self._subscriptions, subscription)
         return subscription

@@ -44,6 +44,14 @@ class Withheld(Struct, forbid_unknown_fields=True):
     retry_at: Annotated[float | None, field("When Envoy is given it again; None: once it changes.")]
 
 
+class KeptListener(Struct, forbid_unknown_fields=True):
+    """A listener whose sockets Envoy keeps, against the control plane: it cannot change them while it runs."""
+
+    listener: str
+    reuse_port: Annotated[bool, field("Its sockets have SO_REUSEPORT.")]
+    bound: Annotated[bool, field("It is bound to its port; if not, Envoy serves the port after the next reload.")]
+
+
 class RelayStatus(Struct, forbid_unknown_fields=True):
     """The stream of configuration from the control plane."""
 
@@ -60,4 +68,6 @@ class RelayStatus(Struct, forbid_unknown_fields=True):
     last_rejection: Rejection | None
     withheld: Annotated[list[Withheld], field("At most 50 of them.")]
     withheld_count: Annotated[int, field("How many there are.")]
+    kept_sockets: Annotated[list[KeptListener], field("At most 50 of them.")]
+    kept_sockets_count: Annotated[int, field("How many there are.")]
     types: list[RelayedType]

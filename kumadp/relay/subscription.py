@@ -10,7 +10,7 @@ from kumadp.records import hiding
 from kumadp.relay.messages import BadMessage, Response, encode_response
 from kumadp.relay.offer import Delivery, EnvoyOffer
 from kumadp.relay.snapshot import TypeSnapshot
-from kumadp.relay.verdicts import EARLIER, RejectedResources, Verdicts
+from kumadp.relay.verdicts import EARLIER, RejectedResource, RejectedResources, Verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping
@@ -57,7 +57,8 @@ class Subscription:
     until it is answered there; ``unreported`` are rejected resources of earlier ones. ``reported`` is for the log.
     ``requested``: an Envoy has requested the type. ``accepted`` has no resource that was rejected.
     ``trial``: the stream that may retry a suspected response. ``rejected``: resources that an Envoy rejected;
-    ``suspected`` and ``deadly``: contents that an Envoy exited with once, twice.
+    ``suspected`` and ``deadly``: contents that an Envoy exited with once, twice. ``unsettled``: resources that the
+    relay before this one may have sent to an Envoy, which had not accepted them.
     """
 
     def __init__(self, type_url: str, names: tuple[str, ...] = ()) -> None:
@@ -76,6 +77,7 @@ class Subscription:
         self.unreported: set[Key] = set()
         self.deadly = Verdicts()
         self.suspected = Verdicts()
+        self.unsettled: frozenset[Key] = frozenset()
         self._rejected_earlier = Verdicts()
         # Of a type in parts, what was accepted of it: the rest of an accepted response was not requested.
         self._taken: dict[str, bytes] = {}
@@ -208,8 +210,8 @@ class Subscription:
             self.latest is not self.choose(-1) or bool(self.withheld()),
         )
 
-    def snapshot(self, held: Collection[XdsResource] = ()) -> TypeSnapshot:
-        """Return the memory of this type, with the resources ``held``."""
+    def snapshot(self, held: Collection[XdsResource] = (), unanswered: Iterable[Key] = ()) -> TypeSnapshot:
+        """Return the memory of this type, with the resources ``held``, and those ``unanswered`` by Envoys."""
         latest = None if self.latest is self.accepted or self.latest is None else self.latest.response.raw
         return TypeSnapshot(
             self.type_url,
@@ -221,13 +223,18 @@ class Subscription:
             withheld=self.rejected.snapshot(),
             held=tuple(bytes(resource.raw) for resource in held),
             versions=tuple(self._versions),
+            unanswered=tuple(RejectedResource(*key) for key in sorted(unanswered) if key not in (self.accepted or ())),
         )
 
     def restore(self, saved: TypeSnapshot, serial: int) -> None:
         """Restore the memory, with two serial numbers from ``serial`` on; unreadable responses are ignored."""
         self.accepted = _delivery(serial, self.type_url, saved.accepted)
         self.latest = _delivery(serial + 1, self.type_url, saved.latest) or self.accepted
+        latest = self.latest.response.by_name.values() if self.latest is not self.accepted and self.latest else ()
         self.rejected = RejectedResources(saved.withheld)
+        given = [each.key for each in latest if each.key not in self.rejected]
+        given += [(each.name, each.digest) for each in saved.unanswered]
+        self.unsettled = frozenset(key for key in given if key not in (self.accepted or ()))
         self.deadly = Verdicts(saved.deadly)
         self.suspected = Verdicts(saved.suspected)
         self._rejected_earlier = Verdicts(saved.rejected)

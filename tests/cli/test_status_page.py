@@ -125,6 +125,16 @@ def test_withheld_resources_that_are_not_listed_are_counted() -> None:
     assert "withheld from Envoy: 2 more" in text
 
 
+def test_listeners_that_envoy_does_not_bind_are_named() -> None:
+    kept = [{"listener": f"out-{number}", "reuse_port": True, "bound": False} for number in range(4)]
+    kept.append({"listener": "in", "reuse_port": True, "bound": True})
+    text = "\n".join(page(message(mode="control plane", relay=relay(kept_sockets=kept, kept_sockets_count=5)), NOW))
+    assert "not bound until Envoy is replaced (kumadp reload): out-0, out-1, out-2, ...\n" in text
+    kept = kept[-1:]
+    text = "\n".join(page(message(mode="control plane", relay=relay(kept_sockets=kept, kept_sockets_count=1)), NOW))
+    assert "not bound" not in text
+
+
 def test_the_application_has_a_line() -> None:
     runs = {"state": "RUNNING", "pid": 43, "started": NOW - 59, "ended": ""}
     waits = {"state": "WAITING", "pid": None, "started": None, "ended": ""}

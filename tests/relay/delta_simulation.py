@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from envoy.service.discovery.v3 import discovery_pb2
 
-from kumadp.relay.actions import RelayAction, SendDown, SendUp
+from kumadp.relay.actions import QueryClusters, RelayAction, SendDown, SendUp
+from kumadp.relay.cluster_report import ClusterReport
 from kumadp.relay.delta import Delta, Memory
 from kumadp.relay.dialect import Dialect, Sotw, XdsProtocol
 from kumadp.relay.messages import Request, Response, encode_response, encode_status
@@ -39,18 +40,20 @@ Set = dict[str, bytes]
 
 @dataclass
 class Session:
-    """One type on Envoy's stream; ``waiting``: the response that it will acknowledge once its clusters are warm."""
+    """One type on Envoy's stream. ``pending``: a request waits, as clusters are paused; ``error`` goes with it."""
 
     names: tuple[str, ...] = ()
     version: str = ""
     nonce: str = ""
-    waiting: Response | None = None
+    pending: bool = False
+    error: bytes = b""
 
 
 @dataclass
 class WarmingEnvoy:
-    """An Envoy as measured (1.40): it acknowledges clusters when all that changed have got their endpoints.
+    """An Envoy as measured (1.40): once it has started, it sends nothing about clusters while some warm.
 
+    That is, from when the first one begins to warm until none does; on a new stream it does not request them either.
     Clusters need endpoints, but for those whose names begin with "s" (static); listeners whose names begin with "t"
     need the secret "k". It requests listeners once its first clusters are warm.
     """
@@ -62,6 +65,10 @@ class WarmingEnvoy:
     """Whether its texts name what it rejects: those about clusters and listeners always do."""
     warming: set[str] = field(default_factory=set)
     stuck: Set = field(default_factory=dict)
+    started: bool = False
+    paused: bool = False
+    gauge: int = 0
+    has_clusters: bool = False
     sessions: dict[str, Session] = field(default_factory=dict)
     inbox: list[Response] = field(default_factory=list)
     outbox: list[Request] = field(default_factory=list)
@@ -80,7 +87,11 @@ class WarmingEnvoy:
 
     def _request(self, kind: str, error: bytes = b"") -> None:
         session = self.sessions[kind]
-        self.outbox.append(Request(kind, session.version, NODE, session.names, session.nonce, error))
+        session.error = error or session.error
+        session.pending = kind == CLUSTER and self.paused
+        if not session.pending:
+            self.outbox.append(Request(kind, session.version, NODE, session.names, session.nonce, session.error))
+            session.error = b""
 
     def process(self) -> None:
         """Apply one response."""
@@ -100,17 +111,17 @@ class WarmingEnvoy:
             self._replace(kind, good | {name: self.sets[kind][name] for name in bad & self.sets[kind].keys()})
         else:
             self.sets[kind] |= {name: resource for name, resource in good.items() if name in session.names}
-            self.warming -= good.keys() if kind == ENDPOINTS else set()
+            # A rejection ends the wait too (EdsClusterImpl::onConfigUpdateFailed).
+            self.warming -= resources.keys() if kind == ENDPOINTS else set()
         if refused:
             self.rejections += 1
             is_named = self.names_resources or kind in {CLUSTER, LISTENER}
             named = ", ".join(f"{name}: it is bad" for name in sorted(refused)) if is_named else "it is bad"
             self._request(kind, encode_status(13, f"Error adding/updating {named}"))
-        elif kind == CLUSTER and (self.warming or self.stuck):
-            session.waiting = response
         else:
             session.version = response.version
             self._request(kind)
+        self.has_clusters = self.has_clusters or kind == CLUSTER
         self._warmed()
 
     def _replace(self, kind: str, resources: Set) -> None:
@@ -120,19 +131,26 @@ class WarmingEnvoy:
             return
         dynamic = {name for name in resources if not name.startswith("s")}
         self.warming = (self.warming & dynamic) | {n for n in dynamic if former.get(n) != resources[n]}
+        self._count()
         for name in self.sets[ENDPOINTS].keys() - dynamic:
             del self.sets[ENDPOINTS][name]
         self.subscribe(ENDPOINTS, dynamic)
 
     def _warmed(self) -> None:
-        clusters = self.sessions[CLUSTER]
-        if self.warming or self.stuck:
-            return
-        if clusters.waiting is not None:
-            clusters.version, clusters.waiting = clusters.waiting.version, None
-            self._request(CLUSTER)
-        if clusters.version:
+        if not self.started and self.has_clusters and not self.warming:
+            self.started = True
             self.subscribe(LISTENER)
+        self._count()
+
+    def _count(self) -> None:
+        """Pause requests for clusters when the first one begins to warm, until none does."""
+        before, self.gauge = self.gauge, len(self.stuck) + (len(self.warming) if self.started else 0)
+        if self.started and not before and self.gauge:
+            self.paused = True
+        elif before and not self.gauge and self.paused:
+            self.paused = False
+            if self.sessions[CLUSTER].pending:
+                self._request(CLUSTER)
 
     def give_up(self) -> None:
         """Use clusters without their endpoints."""
@@ -140,11 +158,11 @@ class WarmingEnvoy:
         self._warmed()
 
     def reconnect(self, stream: int) -> None:
-        """Open another stream: names and versions are kept, nonces are not."""
+        """Open another stream: names, versions and what was not sent are kept, nonces are not."""
         self.stream, self.inbox, self.outbox = stream, [], []
         former, self.sessions = self.sessions, {}
         for kind, session in former.items():
-            self.sessions[kind] = Session(session.names, session.version)
+            self.sessions[kind] = Session(session.names, session.version, error=session.error)
             self._request(kind)
 
 
@@ -214,17 +232,19 @@ class DeltaSimulation:
         self.profile: Profile = profile_of(version)
         self.node = Node("default.node")
         self.node.serve({CLUSTER: {}, ENDPOINTS: {}, LISTENER: {}, SECRET: {}})
-        self.machine = RelayStateMachine(NODE)
+        self.machine = RelayStateMachine(NODE, queries=True)
         self.dialect: Dialect = Sotw()
         self.server: Any = None
         self.up_out: list[Any] = []
         self.up_in: list[bytes] = []
         self.now = 0.0
         self.streams = 0
+        self.gives_up: float | None = None
         self.envoy: WarmingEnvoy | None = None
         self.epochs = 0
         self.late: set[str] = set()
         """Clusters that Envoy used without the endpoints that there were."""
+        self.queried: list[tuple[int, str]] = []
         self.sent_down: list[tuple[str, tuple[str, ...]]] = []
 
     # The control plane.
@@ -319,7 +339,7 @@ class DeltaSimulation:
         """By re-execution, with all of the memory."""
         memory = msgspec.msgpack.decode(msgspec.msgpack.encode(self.machine.snapshot()), type=RelaySnapshot)
         self.server, self.up_out, self.up_in = None, [], []
-        self.machine = RelayStateMachine(NODE, snapshot=memory)
+        self.machine = RelayStateMachine(NODE, snapshot=memory, queries=True)
         if self.envoy is not None:
             self.live()
             self.streams += 1
@@ -339,6 +359,16 @@ class DeltaSimulation:
                     response = Response.parse(data)
                     self.sent_down.append((type_url, tuple(sorted(response.by_name))))
                     self.envoy.inbox.append(response)
+                case QueryClusters(stream, nonce):
+                    self.queried.append((stream, nonce))
+
+    def answer_query(self) -> None:
+        """Envoy's admin answers."""
+        stream, nonce = self.queried.pop(0)
+        if self.envoy is not None:
+            warming = frozenset({*self.envoy.warming, *self.envoy.stuck})
+            report = ClusterReport(self.envoy.sessions[CLUSTER].version, warming)
+            self.execute(self.machine.clusters_reported(stream, nonce, report))
 
     def moves(self) -> list[Any]:
         """What can happen by itself now."""
@@ -351,6 +381,8 @@ class DeltaSimulation:
             moves.append(self.envoy.process)
         if self.envoy is not None and self.envoy.outbox:
             moves.append(self.read_down)
+        if self.queried:
+            moves.append(self.answer_query)
         return moves
 
     def pump(self, count: int = 1) -> None:
@@ -362,6 +394,11 @@ class DeltaSimulation:
         due = self.machine.next_tick()
         return due is not None and due < now
 
+    def _gives_up_at(self) -> float:
+        """Until when Envoy waits for endpoints."""
+        self.gives_up = self.gives_up or self.now + FETCH_TIMEOUT
+        return self.gives_up
+
     def settle(self) -> None:
         """Let everything happen that can, with an Envoy and a control plane."""
         if self.server is None:
@@ -371,7 +408,7 @@ class DeltaSimulation:
         for _ in range(2000):
             if moves := self.moves():
                 self.random.choice(moves)()
-            elif self.envoy is not None and self.envoy.warming:
+            elif self.envoy is not None and self.envoy.warming and not self.is_due(self._gives_up_at()):
                 # Those that nobody has endpoints of any more Envoy waits for in vain.
                 if self.dialect.protocol is XdsProtocol.DELTA:
                     # State of the world may leave a request unanswered that names fewer than there are.
@@ -380,17 +417,7 @@ class DeltaSimulation:
                         for name, resource in self.node.resources[ENDPOINTS].items()
                         if name in self.envoy.warming and not is_bad(name, resource)
                     }
-                self.envoy.give_up()
-            elif self.envoy is not None and self.envoy.warming and not self.is_due(self.now + FETCH_TIMEOUT):
-                # Those that nobody has endpoints of any more Envoy waits for in vain.
-                if self.dialect.protocol is XdsProtocol.DELTA:
-                    # State of the world may leave a request unanswered that names fewer than there are.
-                    self.late |= {
-                        name
-                        for name, resource in self.node.resources[ENDPOINTS].items()
-                        if name in self.envoy.warming and not is_bad(name, resource)
-                    }
-                self.now += FETCH_TIMEOUT
+                self.now, self.gives_up = self._gives_up_at(), None
                 self.envoy.give_up()
             elif (due := self.machine.next_tick()) is not None:
                 self.now = max(self.now, due)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class Session:
     """One type on one Envoy's stream. ``requested``: names that the relay has read, ``names``: those of Envoy.
     ``requested_then``: those when the last response was sent.
 
-    ``has`` is what Envoy runs, ``acknowledged`` what the relay knows of it.
+    ``has`` is what Envoy runs, ``acknowledged`` what the relay knows of it, ``before`` what it knew on the last stream.
 
     ``ahead``: Envoy connected with a version that the relay does not know, and keeps it until there is a newer one.
     """
@@ -64,7 +65,8 @@ class Session:
     ahead: bool = False
     has: dict[str, bytes] = field(default_factory=dict)
     acknowledged: dict[str, bytes] = field(default_factory=dict)
-    named_in_rejections: set[bytes] = field(default_factory=set)
+    before: dict[str, bytes] = field(default_factory=dict)
+    named_in_rejections: Counter[bytes] = field(default_factory=Counter)
 
 
 @dataclass
@@ -127,7 +129,7 @@ class Envoy:
             session.refused.add(content)
             new = [name for name, raw in resources.items() if session.has.get(name) != raw]
             culprits = (bad or set(new[:1])) if names and response.version != WITHHELD else set()
-            session.named_in_rejections |= {resources[name] for name in culprits}
+            session.named_in_rejections.update(resources[name] for name in culprits)
             if bad and response.type_url not in NAMED:
                 # Envoy applies the others.
                 session.has = {name: raw for name, raw in resources.items() if name not in bad} | {

@@ -54,7 +54,7 @@ class Journalled(DeltaSimulation):
         """Start kumadp and Envoy from the memory on disk, while the control plane is unreachable."""
         self.disconnect()
         self.stop()
-        self.machine = RelayStateMachine(NODE, snapshot=memory, withhold_secrets=True)
+        self.machine = RelayStateMachine(NODE, snapshot=memory, withhold_secrets=True, queries=True)
         self.start()
         self.initial.clear()
         self.received.clear()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.relay.envoy_streams import NO_SECRET, WITHHELD, EnvoyStream, Exchange
+from kumadp.relay.envoy_streams import EnvoyStream
+from kumadp.relay.exchange import NO_SECRET, WITHHELD, Exchange
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, SECRET, BadMessage, Response, encode_response, encode_status
 from kumadp.relay.offer import Delivery, EnvoyOffer
 from kumadp.relay.protobuf import field_bytes, fields

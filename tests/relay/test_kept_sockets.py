@@ -78,6 +78,9 @@ def test_an_envoy_does_not_exit_when_an_unbound_listener_is_to_be_bound(own: Own
     own.send("bound", bindToPort=True)
     assert own.at.serves()
     assert not own.serves
+    (kept,) = own.relay.status["kept_sockets"]
+    assert (kept["listener"], kept["bound"]) == (OWN, False)
+    assert own.relay.status["kept_sockets_count"] == 1
     # Another Envoy binds it.
     own.at.envoys[0].die()
     own.at.envoy(own.relay, 1).wait_live()

@@ -94,3 +94,10 @@ def test_a_late_rejection_is_of_what_is_not_given_any_more() -> None:
     assert narrowing.tried == {given["r1"].key, given["r3"].key}
     # Of something that is forgotten: what Envoy runs is not at fault.
     assert not narrowing.rejected([known], [], "Error adding/updating cluster(s) r9: it is bad", search=True)
+
+
+def test_of_two_unanswered_resources_of_one_name_neither_is_refused() -> None:
+    narrowing = Narrowing()
+    unanswered = {("new", b"first"), ("new", b"second")}
+    assert narrowing.rejected([], [], "Error adding/updating cluster(s) new: bad", search=True, unanswered=unanswered)
+    assert narrowing.excluded() == set()

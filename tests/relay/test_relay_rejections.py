@@ -31,8 +31,7 @@ RING = {"lbPolicy": "RING_HASH", "ringHashLbConfig": {"minimumRingSize": 100, "m
 
 
 @pytest.fixture(params=["2.14", "3.0"])
-def at(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RelayStage]:
-    monkeypatch.setattr("kumadp.relay.jams.JAMMED_AFTER", 1.0)
+def at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RelayStage]:
     with stage(tmp_path, uvloop.new_event_loop, version=request.param) as made:
         made.plane.faults.linger = 0.2
         made.plane.faults.nack_delay = 0.2

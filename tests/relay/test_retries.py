@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.relay.retries import WAITS
-from tests.relay.harness import LISTENER, Bench, any_of, one
+from tests.relay.harness import CLUSTER, LISTENER, Bench, any_of, one
 from tests.support.daemon import get
 from tests.support.poll import poll
 from tests.support.relay_stage import NODE, stage
@@ -70,7 +70,9 @@ def test_an_envoy_whose_stream_is_new_is_given_it_too(bench: Bench) -> None:
     bench.do(bench.machine.down_closed(1))
     assert bench.machine.next_tick() is None
     bench.envoy(2, 0)
-    bench.versions[2, LISTENER] = "1"
+    bench.versions[2, LISTENER] = bench.versions[2, CLUSTER] = "1"
+    bench.request(2, CLUSTER)
+    bench.ack(2, CLUSTER)
     bench.request(2, LISTENER)
     bench.ack(2, LISTENER)
     bench.took_down()

@@ -64,6 +64,7 @@ class RunningRelay:
         *,
         protocol: XdsProtocol = XdsProtocol.SOTW,
         query: Callable[[], Tree] | None = None,
+        get_admin: Callable[[str], bytes | None] | None = None,
         **machine: Any,
     ) -> None:
         self.plane = plane
@@ -73,7 +74,11 @@ class RunningRelay:
         self.machine = RelayStateMachine(encode_node(bootstrap["node"]), **machine)
         self.accepted: list[str] = []
         choice = ProtocolChoice(protocol, self.query_protocol)
-        options = RelayOptions(choice=choice, on_accepted=self.accepted.append)
+
+        async def get_body(path: str) -> bytes | None:
+            return await asyncio.to_thread(get_admin, path) if get_admin is not None else None
+
+        options = RelayOptions(choice=choice, on_accepted=self.accepted.append, get_admin=get_body)
         self.relay = self.thread.call(
             lambda: Relay(path, self.machine, self.dial, epoch_of=lambda _pid: 0, options=options)
         )
@@ -169,10 +174,19 @@ class RelayStage:
             self.make_loop,
             protocol=self.protocol,
             query=self.fetch_bootstrap,
-            **machine,
+            get_admin=self.get_admin,
+            **{"queries": True, **machine},
         )
         self.relays.append(relay)
         return relay
+
+    def get_admin(self, path: str) -> bytes | None:
+        """Return what the admin of the newest Envoy answers."""
+        try:
+            status, text = get_at(self.envoys[-1].admin, path)
+        except OSError:
+            return None
+        return text.encode() if status == 200 else None
 
     def stop(self, relay: RunningRelay) -> RelaySnapshot:
         self.relays.remove(relay)
