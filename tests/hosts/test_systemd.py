@@ -15,6 +15,7 @@ import pytest
 from tests.support.nspawn_host import NspawnHost, booted_host, need_nspawn
 from tests.support.poll import poll
 from tests.support.readmes import lines_of, one_block
+from tests.support.scripted_control_plane import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,6 +174,9 @@ def test_its_lines_in_the_journal_are_for_people_and_have_fields(box: NspawnHost
     of_envoy = [entry for entry in ours if entry.get("KUMADP_CHILD") == "envoy"]
     assert {"main"} <= {entry.get("KUMADP_COMPONENT") for entry in of_envoy}
     assert {entry.get("KUMADP_EPOCH") for entry in of_envoy if "KUMADP_COMPONENT" in entry} == {"0"}
+    shown = box.run("kumadp", "logs", "--name=web", "--lines=1000", "info").splitlines()
+    assert any(re.search(r"Z INFO envoy/main: ", line) for line in shown), shown
+    assert any(re.search(r"Z INFO daemon: .*-> READY", line) for line in shown), shown
     box.run("kill", "-KILL", envoy(box))
     ended = "envoy ended with signal 9 (KILL)"
     poll(lambda: ended in box.journal(UNIT, own, "-p", "warning"), what="a warning with its level")
@@ -489,3 +493,49 @@ def test_the_package_goes_without_a_trace(package: Path) -> None:
         places = "/etc/kumadp /var/lib/kumadp /run/kumadp /usr/lib/kumadp /usr/bin/kumadp"
         files = f"{places} /lib/systemd/system/kumadp* /etc/systemd/system/*.wants/kumadp*"
         assert box.run("sh", "-c", f"ls -d {files} 2>/dev/null", check=False) == ""
+
+
+KUMA_DP = """
+[Service]
+User=daemon
+WorkingDirectory=/srv/kuma
+Environment=KUMA_DATAPLANE_RUNTIME_TOKEN={token} KUMA_DNS_ENABLED=false
+ExecStart=/usr/local/bin/kuma-dp run --cp-address=http://127.0.0.1:5678 --dataplane-file=dp.yaml
+"""
+MOVED = "kumadp@moved"
+
+
+def test_a_kuma_dp_is_replaced_and_comes_back(box: NspawnHost) -> None:
+    """A shell with the name of kuma-dp, which reads a script `run`; one of the two units runs at a time."""
+    box.run("cp", "/bin/sh", "/usr/local/bin/kuma-dp")
+    box.run("mkdir", "-p", "/srv/kuma")
+    box.write("/srv/kuma/run", "while :; do sleep 1; done\n", 0o644)
+    box.write("/srv/kuma/dp.yaml", DATAPLANE.replace("name: web", "name: moved"), 0o644)
+    box.write("/etc/systemd/system/kuma-dp.service", KUMA_DP.format(token=TOKEN), 0o644)
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "start", "kuma-dp")
+    try:
+        plan = json.loads(poll(lambda: box.run("kumadp", "migrate", "--format=json", check=False), what="a plan"))
+        assert plan["in_the_way"] == 0, plan
+        assert plan["kuma_dp"]["unit"] == "kuma-dp.service"
+        shown = box.run("kumadp", "migrate", "--apply")
+        assert TOKEN not in shown
+        assert box.run("cat", "/etc/kumadp/moved.token").strip() == TOKEN
+        assert box.run("stat", "-c", "%a %U %G", "/etc/kumadp/moved.token").split() == ["640", "root", "kumadp"]
+        # Nothing was started, and nothing stopped.
+        assert box.show("kuma-dp", "ActiveState") == "active"
+        assert box.show(MOVED, "ActiveState") == "inactive"
+        box.run("systemctl", "start", "--no-block", MOVED)
+        waits = "a kumadp that waits for the control plane"
+        poll(lambda: "control plane" in box.show(MOVED, "StatusText"), what=waits, deadline=60)
+        assert box.show("kuma-dp", "ActiveState") == "inactive"
+        assert box.run("ps", "-o", "user=", "-p", box.show(MOVED, "MainPID")).strip() == "daemon"
+        box.run("systemctl", "start", "kuma-dp")
+        poll(lambda: box.show(MOVED, "ActiveState") == "inactive", what="the end of kumadp", deadline=60)
+        assert box.show("kuma-dp", "ActiveState") == "active"
+    finally:
+        box.run("systemctl", "stop", "kuma-dp", MOVED, check=False)
+        box.run("kumadp", "uninstall", "--systemd", "--name=moved", "--purge", check=False)
+        box.run("rm", "-rf", "/etc/systemd/system/kuma-dp.service", "/usr/local/bin/kuma-dp", "/srv/kuma",
+                "/etc/systemd/system/kumadp.service", "/etc/systemd/system/kumadp@.service")  # fmt: skip
+        box.run("systemctl", "daemon-reload")
