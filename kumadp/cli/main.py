@@ -17,6 +17,7 @@ from kumadp import __version__
 from kumadp.cli.options import WIDTH, click_option, keep_log_flags, log_options
 from kumadp.errors import ExitCode, KumadpError, UsageError, host_error
 from kumadp.host import early_signals as early
+from kumadp.host.garbage import collect_rarely
 from kumadp.host.reexec import interim_responder
 from kumadp.host.standard_streams import fill_standard_descriptors
 
@@ -120,8 +121,10 @@ def cli(ctx: click.Context, /, **log_flags: object) -> None:
 def main() -> None:
     """Entry point of the console scripts, and the only place that exits with the exit code of a failure."""
     fill_standard_descriptors()
-    if "run" in sys.argv[1:] and interim_responder.VARIABLE not in os.environ:
-        early.hold_early_signals()
+    if "run" in sys.argv[1:]:
+        collect_rarely()
+        if interim_responder.VARIABLE not in os.environ:
+            early.hold_early_signals()
     interim_responder.start(os.environ)
     try:
         code = cli.main(standalone_mode=False)

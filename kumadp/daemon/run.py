@@ -18,6 +18,7 @@ from kumadp.daemon.start import Parts
 from kumadp.daemon.systemd import SystemdNotifier
 from kumadp.envoy.base_id import sweep
 from kumadp.errors import ExitCode, KumadpError
+from kumadp.host.garbage import keep_present_objects
 from kumadp.host.net.socket_paths import relay_socket_path
 from kumadp.host.reexec import inherited_sockets, interim_responder
 from kumadp.host.socket_names import check_names, remove_stale
@@ -114,6 +115,7 @@ class Daemon:
         for address in inherited_sockets.close_unclaimed():
             log.info("%s is not served any more", address)
         await context.crashes.find_newest()
+        keep_present_objects()
 
     async def _look_back(self) -> None:
         """Open the work directory, and adopt what a kumadp before this one left there or handed over."""
