@@ -42,7 +42,7 @@ class TreeMutator:
             for _ in range(1 + int(choose.expovariate(0.5))):
                 self._change(choose, root, other)
             return self._encode(root[0]) if root else None
-        except (ValueError, msgspec.MsgspecError, RecursionError, TypeError):
+        except (ValueError, ArithmeticError, msgspec.MsgspecError, RecursionError, TypeError):
             return None
 
     def _change(self, choose: random.Random, root: list[Any], other: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,9 @@ class Scratch:
     def path(self) -> Path:
         """The file; its folder is removed when the process ends."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="kumadp-fuzz-")
+            # In memory, if possible: millions are written.
+            shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+            self._folder = tempfile.TemporaryDirectory(prefix="kumadp-fuzz-", dir=shm)
         return Path(self._folder.name) / self._name
 
     def write(self, data: bytes) -> Path:
