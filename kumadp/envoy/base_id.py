@@ -59,6 +59,7 @@ class BaseIdFiles:
     def __init__(self, directory: Path, serial: int, memory: SharedMemory = _DEFAULT_MEMORY) -> None:
         self.serial = serial
         self._memory = memory
+        self._base_id: int | None = None
         self.sockets = directory / f"{HOT_RESTART_PREFIX}{serial}"
         self.base_id_file = directory / f"{HOT_RESTART_PREFIX}{serial}{BASE_ID_SUFFIX}"
         if len(os.fsencode(self.sockets)) + _LONGEST_SUFFIX > _LONGEST_PATH:
@@ -67,10 +68,13 @@ class BaseIdFiles:
             )
 
     def base_id(self) -> int | None:
-        """Return the base id that Envoy chose at epoch 0, None before that."""
+        """Return the base id that Envoy chose at epoch 0, None before that.
+
+        It is remembered: the directory may be taken away, and the shared memory is to be removed all the same.
+        """
         with contextlib.suppress(OSError, ValueError):
-            return int(read_private(self.base_id_file, _LONGEST_BASE_ID, private=False))
-        return None
+            self._base_id = int(read_private(self.base_id_file, _LONGEST_BASE_ID, private=False))
+        return self._base_id
 
     def arguments(self, epoch: int, parent_shutdown: float, workers: int | None) -> EpochArguments:
         """Return the arguments of an epoch on this base id; see `EpochArguments`."""

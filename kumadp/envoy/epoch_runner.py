@@ -181,6 +181,8 @@ class EpochRunner:
         """Note that the current epoch serves."""
         if self.supervisor.child is not None:
             self._start.live(self.supervisor.child.pid)
+        if self._base is not None:
+            self._base.base_id()
         self._generations.live()
         self._feed(epochs.EpochLive(self.state.epoch))
 

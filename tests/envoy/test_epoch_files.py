@@ -196,3 +196,17 @@ async def test_a_process_without_cpu_use_gets_a_request_before_it_counts_as_hang
         assert answers == []
     finally:
         await idle.stop(0.0)
+
+
+def test_shared_memory_is_removed_although_the_directory_was_taken_away(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    files = BaseIdFiles(work, 0, SharedMemory(tmp_path))
+    files.base_id_file.write_text("7")
+    shared = SharedMemory(tmp_path).of(7)
+    shared.write_bytes(b"")
+    assert files.base_id() == 7
+    files.base_id_file.unlink()
+    work.rmdir()
+    files.clean()
+    assert not shared.exists()
