@@ -12,7 +12,7 @@ from tests.support.daemon import Daemon, Ports, get, is_listening, run_kumadp, w
 from tests.support.loaded_rig import open_loaded_rig
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.readonly import inside, read_only_but, small_disk
+from tests.support.readonly import fill, free, inside, make_read_only, read_only_but, small_disk
 from tests.support.rig import NODE
 from tests.support.xds.plane import XdsControlPlane
 
@@ -60,23 +60,6 @@ def test_the_work_directory_is_all_that_can_be_written(tmp_path: Path, shared_me
             daemon.terminate()
             assert daemon.wait() == 0
             assert "bug in kumadp" not in daemon.output()
-
-
-def fill(daemon: Daemon, folder: Path) -> None:
-    """Leave no byte free in the file system of this folder, as that data plane sees it."""
-    done = inside(daemon.pid, "dd", "if=/dev/zero", f"of={folder}/filler", "bs=1k", environment=dict(os.environ))
-    assert "No space left" in done.stderr
-
-
-def free(daemon: Daemon, folder: Path) -> None:
-    assert inside(daemon.pid, "rm", f"{folder}/filler", environment=dict(os.environ)).returncode == 0
-
-
-def make_read_only(daemon: Daemon, folder: Path) -> None:
-    """As a file system whose disk fails: what is open for writing stays so."""
-    for how in (("--bind", str(folder), str(folder)), ("-o", "remount,bind,ro", str(folder))):
-        done = inside(daemon.pid, "mount", *how, environment=dict(os.environ))
-        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("size", ["4k", "8k", "12k", "16k", "24k"])

@@ -46,6 +46,10 @@ class FaultRig(LoadedRig):
         super().__init__(folder, plane, load)
         self.fault_load, self.mtls = load, mtls
         self.records: list[FaultRecord] = []
+        self.prefix: tuple[str, ...] = ()
+        """What is put before the command line of kumadp."""
+        self.environment: dict[str, str] = {}
+        """Its environment, beside the usual one."""
         plane.serve_names(self.ports.envoy_dns, {NAME_QUERIED: ["127.0.0.1"]})
         if mtls:
             plane.use_mtls()
@@ -55,7 +59,7 @@ class FaultRig(LoadedRig):
     @contextlib.contextmanager
     def up(self, *more: str, ready: bool = True, **how: Any) -> Iterator[Daemon]:
         """Run a data plane that serves, with names; its children outlive it unless flags override that."""
-        how.setdefault("dns", True)
+        how = {"dns": True, "prefix": self.prefix, "environment": self.environment, **how}
         with super().up("--log-format=json", *more, ready=ready, **how) as daemon:
             yield daemon
 

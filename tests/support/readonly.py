@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from tests.support.needs import need_netns
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from tests.support.daemon import Daemon
 
 # Makes a tmpfs at each FOLDER=SIZE, remounts the rest read-only but KEPT mounts, and becomes the command.
 _SCRIPT = """
@@ -45,6 +48,13 @@ def small_disk(folder: Path, size: str) -> tuple[str, ...]:
     return ("unshare", "--mount", sys.executable, "-c", _SCRIPT, "rw", f"{folder}={size}", "--")
 
 
+def over(path: str, file: Path) -> tuple[str, ...]:
+    """What to put before a command: it sees ``file`` at ``path``, and the rest of the host as it is."""
+    need_netns()
+    script = 'mount --make-rprivate / && mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    return ("unshare", "--mount", "sh", "-c", script, "sh", str(file), path)
+
+
 def inside(
     pid: int, *command: str, environment: Mapping[str, str], cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -53,3 +63,21 @@ def inside(
         [shutil.which("nsenter") or "nsenter", f"--target={pid}", "--mount", *command],
         env=dict(environment), capture_output=True, text=True, timeout=60, check=False, cwd=cwd,
     )  # fmt: skip
+
+
+def fill(daemon: Daemon, folder: Path) -> None:
+    """Leave no byte free in the file system of this folder, as that data plane sees it."""
+    done = inside(daemon.pid, "dd", "if=/dev/zero", f"of={folder}/filler", "bs=1k", environment=dict(os.environ))
+    assert "No space left" in done.stderr
+
+
+def free(daemon: Daemon, folder: Path) -> None:
+    """Remove what `fill` has written."""
+    assert inside(daemon.pid, "rm", f"{folder}/filler", environment=dict(os.environ)).returncode == 0
+
+
+def make_read_only(daemon: Daemon, folder: Path) -> None:
+    """As a file system whose disk fails: what is open for writing stays so."""
+    for how in (("--bind", str(folder), str(folder)), ("-o", "remount,bind,ro", str(folder))):
+        done = inside(daemon.pid, "mount", *how, environment=dict(os.environ))
+        assert done.returncode == 0, done.stderr

@@ -33,13 +33,17 @@ TOKEN = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; ``hang`` keeps silent until the server closes, ``reset`` breaks the connection instead."""
+    """One answer; ``hang`` keeps silent until the server closes, ``reset`` breaks the connection instead.
+
+    ``drip`` are seconds between two bytes of the body (`tests.support.xds.front` only).
+    """
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     hang: bool = False
     reset: bool = False
+    drip: float = 0.0
 
 
 def captured_answer(folder: str) -> Answer:

@@ -172,7 +172,15 @@ class Connection(asyncio.Protocol):
             return
         headers = {"content-length": str(len(answer.body)), **answer.headers}
         lines = [f"HTTP/1.1 {answer.status} answered", *(f"{name}: {text}" for name, text in headers.items())]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body)
+        self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        self._send(answer.body, answer.drip)
+
+    def _send(self, body: bytes, drip: float) -> None:
+        if not drip or not body:
+            self.transport.write(body)
+        elif not self.transport.is_closing():
+            self.transport.write(body[:1])
+            asyncio.get_running_loop().call_later(drip, self._send, body[1:], drip)
 
     def write_raw(self, data: bytes) -> None:
         """Bytes past all framing."""
