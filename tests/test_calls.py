@@ -1,4 +1,4 @@
-"""How many functions of kumadp are called for a probe, a DNS query and a relayed megabyte: a list that may only shrink.
+"""How many functions of kumadp are called for a probe, a DNS query and a relayed kilobyte: a list that may only shrink.
 
 Time differs by machine, these counts do not. Comprehensions do not count: since Python 3.12 they are no functions. What
 another thread does, here the client's and the application's, does not count either.
@@ -73,12 +73,13 @@ async def fewest(work: Callable[[], Awaitable[object]]) -> Counter[str]:
     return min(runs[WARM_UP:], key=lambda calls: calls.total())
 
 
-def compare(what: str, calls: Counter[str]) -> None:
+def compare(what: str, calls: Counter[str], units: int = 1) -> None:
+    """Compare what each of these ``units`` took."""
     version = ".".join(map(str, sys.version_info[:2]))
     lists = json.loads(CALLS.read_text())
     if version not in lists:
         pytest.skip(f"no list for Python {version} in {CALLS.name}")
-    listed, now = lists[version][what], calls.total()
+    listed, now = lists[version][what], round(calls.total() / units)
     most = ", ".join(f"{name} {count}" for name, count in calls.most_common(12))
     assert now <= listed, f"{what}: {now} calls instead of {listed}; most are {most}"
     assert now == listed, f"{what}: {now} calls are enough now; write that into {CALLS.name} in place of {listed}"
@@ -144,4 +145,4 @@ def test_a_megabyte_of_clusters_of_which_one_has_changed() -> None:
         actions = bench.machine.upstream_message(message)
     bench.do(actions)
     assert len(bench.took_down()) == 1
-    compare("relayed megabyte", calls)
+    compare("relayed kilobyte", calls, CLUSTERS)
