@@ -51,8 +51,8 @@ class _Type:
     """The type ``type_url`` on the stream.
 
     ``names`` are subscribed, () means all. ``held`` is what the control plane counts as sent. ``settled``: Envoy has
-    accepted it. ``nonce``: of the response that is to be answered, empty if there is none. ``lost``: the control plane
-    counts as sent what was dropped.
+    accepted it. ``nonce``: of the response that is to be answered, empty if there is none; ``rejected``: of the last
+    one if it was rejected. ``version``: of the last set. ``lost``: the control plane counts as sent what was dropped.
     """
 
     def __init__(self, type_url: str, names: tuple[str, ...], held: ResourceSet, *, settled: bool) -> None:
@@ -62,7 +62,8 @@ class _Type:
         self.settled = settled
         self.remembered = settled
         self.answered = False
-        self.nonce = ""
+        self.nonce = self.rejected = ""
+        self.version = ""
         self.lost = False
 
 
@@ -96,6 +97,11 @@ class Delta:
         if known.nonce and request.nonce == known.nonce:
             messages.append(self._answer(known, request.error))
             known.settled = not request.error
+            known.rejected = request.nonce if request.error else ""
+        elif known.rejected and request.nonce == known.rejected and request.version == known.version:
+            # Envoy has accepted it since.
+            known.nonce, known.rejected, known.settled = known.rejected, "", True
+            messages.append(self._answer(known))
         if set(request.names) != set(known.names):
             former, wanted = dict.fromkeys(known.names or (WILDCARD,)), dict.fromkeys(request.names or (WILDCARD,))
             known.names = request.names
@@ -180,7 +186,7 @@ class Delta:
         known = self._types.get(arrival.outline.type_url)
         if known is None:
             return ()
-        known.answered, known.nonce = True, arrival.outline.nonce
+        known.answered, known.nonce, known.rejected = True, arrival.outline.nonce, ""
         known.lost = known.lost or arrival.lost
         if arrival.held is None:
             return ()
@@ -189,7 +195,7 @@ class Delta:
         known.held = arrival.held if not names or names.issuperset(arrival.held.names) else arrival.held.only(names)
         if arrival.response is None:
             return (self._answer(known),)
-        known.settled = False
+        known.settled, known.version = False, arrival.response.version
         return ()
 
     def drop(self, outline: Outline) -> None:

@@ -94,6 +94,8 @@ class Judge:
     def _answer_latest(self, subscription: Subscription, down: EnvoyStream, exchange: Exchange) -> list[RelayAction]:
         """Accept the latest response, or reject it with the remembered reasons for what Envoy was not given."""
         latest, sent, answer = subscription.latest, exchange.sent, exchange.answer
+        if not subscription.open and sent is not None and not sent.withheld and answer is not None and answer.taken:
+            return [*self._up.accept_late(subscription)]
         if not subscription.open or latest is None or sent is None or answer is None:
             return []
         unreported = subscription.unreported

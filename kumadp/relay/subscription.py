@@ -53,8 +53,9 @@ class WithheldResource(Struct, frozen=True):
 class Subscription:
     """One type: names requested from the control plane, its responses, and how Envoys answered them.
 
-    ``sent_names``, ``nonce``, ``open`` and ``unreported`` belong to the present upstream stream: a response is open
-    until it is answered there; ``unreported`` are rejected resources of earlier ones. ``reported`` is for the log.
+    ``sent_names``, ``nonce``, ``open``, ``refused`` and ``unreported`` belong to the present upstream stream: a
+    response is open until it is answered there, and refused if that was a rejection; ``unreported`` are rejected
+    resources of earlier ones. ``reported`` is for the log.
     ``requested``: an Envoy has requested the type. ``accepted`` has no resource that was rejected.
     ``trial``: the stream that may retry a suspected response. ``rejected``: resources that an Envoy rejected;
     ``suspected`` and ``deadly``: contents that an Envoy exited with once, twice. ``unsettled``: resources that the
@@ -68,6 +69,7 @@ class Subscription:
         self.requested = False
         self.nonce = ""
         self.open = False
+        self.refused = False
         self.latest: Delivery | None = None
         self.accepted: Delivery | None = None
         self.trial: int | None = None
@@ -113,6 +115,7 @@ class Subscription:
         if self.open and before is not None:
             self.unreported.update(key for key in self.rejected if key in before and before.response.brings(key[0]))
         self.latest, self.nonce, self.open = delivery, delivery.response.nonce, True
+        self.refused = False
         self.trial = None
         self._offers.clear()
         self._taken = {name: digest for name, digest in self._taken.items() if name in delivery.response.by_name}
@@ -120,7 +123,7 @@ class Subscription:
 
     def dropped(self, nonce: str) -> None:
         """The control plane has sent a response that was dropped; it must still be answered."""
-        self.nonce, self.open = nonce, True
+        self.nonce, self.open, self.refused = nonce, True, False
         self.rejections += 1
 
     def choose(self, stream: int) -> Delivery | None:

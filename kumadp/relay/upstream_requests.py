@@ -26,6 +26,7 @@ class UpstreamRequests:
         self.is_open, self._introduced = is_open, False
         for subscription in subscriptions:
             subscription.sent_names, subscription.nonce, subscription.open = None, "", False
+            subscription.refused = False
             subscription.unreported.clear()
 
     def subscribe(self, subscription: Subscription) -> list[SendUp]:
@@ -42,8 +43,19 @@ class UpstreamRequests:
         """Answer the latest response, once: ``version`` is what Envoy has, ``error`` a google.rpc.Status."""
         if not subscription.open:
             return []
-        subscription.open = False
+        subscription.open, subscription.refused = False, bool(error)
         return [self._request(subscription, version, error)]
+
+    def accept_late(self, subscription: Subscription) -> list[SendUp]:
+        """Acknowledge the latest response, which was rejected: Envoy has accepted it since.
+
+        Kuma 2.13 to 3.0 counts the acknowledgement, whatever its nonce, and does not hold back its next response for
+        5 s, as it does after a rejection; its delta stream would show the rejection until then.
+        """
+        if not self.is_open or subscription.open or not subscription.refused or subscription.latest is None:
+            return []
+        subscription.refused = False
+        return [self._request(subscription, subscription.latest.response.version, b"")]
 
     def _request(self, subscription: Subscription, version: str, error: bytes) -> SendUp:
         node, self._introduced = b"" if self._introduced else self.node, True

@@ -300,6 +300,24 @@ def test_an_equal_answer_is_news_where_the_latest_response_was_not_accepted() ->
     assert stream.whole(CLUSTER, "1") == {"a": "1"}
 
 
+def test_what_was_rejected_is_acknowledged_once_envoy_accepts_it() -> None:
+    stream = Stream()
+    stream.send(LISTENER)
+    arrival = stream.come(LISTENER, "1", {"in": ""})
+    assert arrival.response is not None
+    version = arrival.response.version
+    (nack,) = stream.send(LISTENER, nonce="1", error=encode_status(13, "cannot bind"))
+    assert nack.error_detail.message == "cannot bind"
+    # Neither is a request with another version.
+    assert stream.send(LISTENER, nonce="1") == []
+    messages = stream.delta.encode(Request(LISTENER, version, b"", (), "1", b""))
+    (ack,) = [parsed(data) for data in messages]
+    assert (ack.response_nonce, ack.HasField("error_detail")) == ("1", False)
+    assert stream.delta.encode(Request(LISTENER, version, b"", (), "1", b"")) == ()
+    # It is what Envoy has: sent again, it is no news.
+    assert stream.quiet(LISTENER, "2", {"in": ""}).response_nonce == "2"
+
+
 def test_a_request_that_is_no_answer_does_not_answer() -> None:
     stream = Stream()
     stream.send(CLUSTER)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.relay.messages import Request
 from kumadp.relay.retries import WAITS
 from tests.relay.harness import CLUSTER, LISTENER, Bench, any_of, one
 from tests.support.daemon import get
@@ -64,6 +65,10 @@ def test_one_that_is_accepted_is_no_longer_withheld(bench: Bench) -> None:
     assert bench.machine.withheld() == []
     assert bench.machine.next_tick() is None
     assert bench.machine.snapshot().types[1].latest is None
+    # The control plane has nothing else to send, and would count it as rejected.
+    assert bench.took_up() == [Request(LISTENER, "2", nonce="3")]
+    bench.do(bench.machine.envoy_live(0, now=0.0))
+    assert bench.took_up() == []
 
 
 def test_an_envoy_whose_stream_is_new_is_given_it_too(bench: Bench) -> None:
