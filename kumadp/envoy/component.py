@@ -240,7 +240,7 @@ class EnvoyComponent:
             return
         watch = asyncio.ensure_future(self._watch_progress(child.pid))
         try:
-            await self._serving.until(lambda: self._server.serves(dynamic=self._runner.plan.dynamic))
+            await self._serving.until(self._serves)
         finally:
             watch.cancel()
         self._pending_proof.take()
@@ -255,6 +255,9 @@ class EnvoyComponent:
         self._runner.on_live()
         if self._drained:
             await self._drain_again("/healthcheck/fail" if self._drained == "all" else _DRAIN_INBOUND)
+
+    async def _serves(self) -> bool:
+        return await self._server.serves(dynamic=self._runner.plan.dynamic, drained=self._drained == "all")
 
     async def _watch_progress(self, pid: int) -> None:
         """Report a cold restart that makes no progress as failed; it is waited for all the same."""

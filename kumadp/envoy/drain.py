@@ -177,6 +177,8 @@ class EnvoyDrain:
 
     def _running(self) -> EnvoyComponent:
         component = self._component()
+        if component is None and self._adopted() is not None:
+            raise KumadpError("Envoy is being adopted", "retry in a moment")
         if component is None or not component.is_running:
             raise KumadpError("no Envoy runs, so there is nothing to drain", "kumadp status shows why")
         return component

@@ -82,11 +82,14 @@ class ServerState:
         self._admin = admin
         self._on_not_ready = on_not_ready
 
-    async def serves(self, *, dynamic: bool) -> bool:
-        """Return whether Envoy is LIVE with its listeners, with those of the control plane if it is ``dynamic``."""
+    async def serves(self, *, dynamic: bool, drained: bool = False) -> bool:
+        """Return whether Envoy is LIVE with its listeners, with those of the control plane if it is ``dynamic``.
+
+        ``drained``: it may also be DRAINING, as one whose health checks fail on request.
+        """
         try:
             live, state = await self._admin.ready()
-            if not live:
+            if not live and not (drained and state == "DRAINING"):
                 self._on_not_ready(f"Envoy is {state or 'not ready'}{_WAITS_FOR.get(state, '')}")
                 return False
             stats = await self._admin.stats(_STATS)

@@ -88,7 +88,9 @@ def _command(entry: dict[str, Any]) -> list[str]:
 def _environment(entry: dict[str, Any], folder: Path, problems: list[str]) -> dict[str, str]:
     environ: dict[str, str] = {}
     files = entry.get("env_file") or ()
-    for file in [files] if isinstance(files, str | dict) else files:
+    for file in files if isinstance(files, list) else [files]:
+        if not file:
+            continue
         name = str(file.get("path", "")) if isinstance(file, dict) else str(file)
         try:
             lines = yamltext.read(str(folder / name), _BOUNDS).splitlines()

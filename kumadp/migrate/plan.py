@@ -199,7 +199,8 @@ def _drop_in(plan: MigrationPlan, subject: Subject | None) -> str:
             "AmbientCapabilities=CAP_NET_BIND_SERVICE",
         ]
     if log := plan.judged.values.get("log_output_path"):
-        service.append(f"ReadWritePaths={Path(str(log)).parent}")
+        folder = str(Path(str(log)).parent).replace("%", "%%")
+        service.append(f"ReadWritePaths={_quoted(folder)}")
     return "\n".join([*lines, *(["[Service]", *service] if service else ())]) + "\n"
 
 
@@ -225,11 +226,17 @@ def _unreadable(plan: MigrationPlan, judged: Judged) -> list[str]:
             continue
         if not mode & 0o004:
             problems.append(f"user {USER} cannot read {path}: chgrp {USER} {path} && chmod 640 {path}")
-        elif closed := next((folder for folder in path.parents if not folder.stat().st_mode & 0o001), None):
-            problems.append(
-                f"user {USER} cannot read {path}: {closed} is closed; move the file, for example to /etc/kumadp"
-            )
+        elif closed := next(filter(_is_closed, path.parents), None):
+            text = f"user {USER} cannot read {path}: {closed} is closed"
+            problems.append(f"{text}; move the file, for example to /etc/kumadp")
     return problems
+
+
+def _is_closed(folder: Path) -> bool:
+    try:
+        return not folder.stat().st_mode & 0o001
+    except OSError:
+        return True
 
 
 def clashes(addresses: Iterable[BindAddress], pids: Sequence[int]) -> list[Clash]:

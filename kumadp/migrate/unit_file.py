@@ -123,7 +123,10 @@ def _environment(settings: list[Setting]) -> tuple[dict[str, str], list[str]]:
     environ: dict[str, str] = {}
     problems = []
     for value in _values(settings, "Environment"):
-        environ.update(_assignments(shlex.split(value)))
+        try:
+            environ.update(_assignments(shlex.split(value)))
+        except ValueError as error:
+            problems.append(f"Environment= cannot be read: {error}")
     for value in _values(settings, "EnvironmentFile"):
         path = Path(value.lstrip("-"))
         try:

@@ -28,6 +28,8 @@ SERVICE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
 _DIRECTORIES = frozenset({"work_dir", "socket_dir", "dns_config_dir"})
 _PROGRAMS = {"binary_path": "envoy", "coredns_path": "coredns"}
+# Whole documents: they have line ends.
+_DOCUMENTS = frozenset({"dataplane", "ca_cert"})
 _WITHOUT_EFFECT = frozenset({"xds_transport_variant"})
 # Variables of kuma-dp 2.8 to 2.14 that it does not use itself.
 UNUSED = frozenset({"KUMA_CONTROL_PLANE_API_SERVER_URL", "KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION"})
@@ -115,6 +117,8 @@ class _Judge:
             return self._add(given, "mapped", f"a file: dataplaneRuntime.tokenPath is {self._token_file}")
         if option.field in _DIRECTORIES and not self._source.service:
             return self._add(given, "mapped", "the unit has its own private directory, in /run/kumadp")
+        if not (given.text or "").isprintable() and option.field not in _DOCUMENTS:
+            return self._add(given, "in the way", "it has a control character in it", MASK)
         try:
             value = _value(option, several)
         except BadValue as error:
@@ -150,8 +154,11 @@ class _Judge:
         for name, text in sorted(self._source.environ.items()):
             if name.startswith(_PASSED_ON):
                 shown = MASK if name in secrets else on_one_line(text)
-                self._result.environ[name] = text
-                row = OptionVerdict(name, "variable", shown, "understood", "the same variable")
+                verdict: Verdict = "understood" if text.isprintable() else "in the way"
+                reason = "the same variable" if verdict == "understood" else "it has a control character in it"
+                if verdict == "understood":
+                    self._result.environ[name] = text
+                row = OptionVerdict(name, "variable", shown, verdict, reason)
             elif name.lower() in _PROXIES and name.lower() != "no_proxy" and text:
                 reason = "kumadp connects to the control plane itself, without a proxy"
                 row = OptionVerdict(name, "variable", MASK, "ignored", reason)

@@ -98,7 +98,7 @@ def test_a_unit_and_its_installation(tmp_path: Path, unit: Path) -> None:
     assert token.stat().st_mode & 0o777 == 0o640
     drop_in = (root / "etc/systemd/system/kumadp@web-1.service.d/migrate.conf").read_text().splitlines()
     for line in ("Conflicts=kuma-dp.service", "User=daemon", "Group=daemon", "SupplementaryGroups=kumadp",
-                 "AmbientCapabilities=CAP_NET_BIND_SERVICE", "ReadWritePaths=/var/log/kuma"):  # fmt: skip
+                 "AmbientCapabilities=CAP_NET_BIND_SERVICE", 'ReadWritePaths="/var/log/kuma"'):  # fmt: skip
         assert line in drop_in
     assert (root / "etc/systemd/system/kumadp@.service").exists()
     assert "wrote " not in run(migrate, str(unit), "--apply", f"--root={root}")

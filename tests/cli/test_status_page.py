@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from kumadp.cli.status_page import page, summary
+from kumadp.cli.status_page import page, summary, totals
 from kumadp.core.phases import Phase
 from kumadp.core.status import Status
 from kumadp.process.restart_policy import ChildState
@@ -173,3 +173,14 @@ def test_readme_shows_this_page() -> None:
     message = {**status.snapshot(), "connections": {}, "since": now - 72, "started": begun, "pid": 4211}
     shown = output_of("kumadp status")
     assert "\n".join(page(message, now)) + "\n" == shown
+
+
+def test_what_is_drained_has_a_line() -> None:
+    (line,) = [line for line in page(message(drain={"scope": "inbound", "since": NOW - 61}), NOW) if "drained" in line]
+    assert line == "  drained        inbound, for 1m 1s (to undo it: kumadp drain --undo)"
+
+
+def test_totals() -> None:
+    waiting = {**message(), "phase": "STARTING", "concerns": ["dns: x", "token: y"]}
+    assert totals([message(), waiting, message()]) == "3 data planes: 2 READY, 1 STARTING; 3 restarts; 2 warnings"
+    assert totals([{"phase": "READY"}]) == "1 data planes: 1 READY"

@@ -105,10 +105,33 @@ def test_an_envoy_that_follows_drains_too(daemon: Daemon, ports: Ports) -> None:
     assert get(ports.readiness, "/ready")[0] == 503
     daemon.process.send_signal(signal.SIGUSR1)
     poll(lambda: (command(daemon, "status", "-o", "json").stdout or "{}").find('"count": 1') >= 0, what="a new kumadp")
+    poll(lambda: '"RUNNING"' in command(daemon, "status", "-o", "json").stdout, what="an adoption to its end")
     assert get(ports.readiness, "/ready")[0] == 503
     assert status(daemon)["drain"]
     drain(daemon, "--undo")
     poll(lambda: get(ports.readiness, "/ready") == (200, "READY"), what="READY")
+
+
+def test_a_kumadp_that_adopts_envoy_continues(tmp_path: Path, ports: Ports) -> None:
+    with workload("web") as app:
+        folder = write_mesh(tmp_path / "mesh", ports, app.port, app.port)
+        flags = ("--standalone", str(folder), "--name=web", "--drain-time=1s", "--on-parent-death=keep")
+        with run_kumadp(tmp_path, ports, *flags) as killed:
+            killed.wait_ready()
+            envoy = killed.envoy().pid
+            drain(killed, "--all")
+            state = tmp_path / "work" / "state.json"
+            poll(lambda: '"scope":"all"' in state.read_text().replace(" ", ""), what="the drain on disk")
+            killed.process.kill()
+            killed.process.wait()
+        with run_kumadp(tmp_path, ports, *flags) as daemon:
+            poll(lambda: "drain" in (command(daemon, "status", "-o", "json").stdout or ""), what="an adoption")
+            # Not a child of this one.
+            poll(lambda: f'"pid": {envoy}' in command(daemon, "status", "-o", "json").stdout, what="the same Envoy")
+            poll(lambda: '"RUNNING"' in command(daemon, "status", "-o", "json").stdout, what="an adoption to its end")
+            assert get(ports.readiness, "/ready")[0] == 503
+            drain(daemon, "--undo")
+            poll(lambda: get(ports.readiness, "/ready") == (200, "READY"), what="READY")
 
 
 def test_a_signal_is_undone_too(daemon: Daemon, ports: Ports) -> None:

@@ -86,3 +86,5 @@ def test_a_missing_environment_file(tmp_path: Path) -> None:
     file = tmp_path / "compose.yaml"
     file.write_text("services: {dp: {image: kuma-dp, command: run, env_file: no.env}}")
     assert service(str(file)).problems == ("env_file no.env cannot be read",)
+    file.write_text("services: {dp: {image: kuma-dp, command: run, env_file: 7, environment: 8}}")
+    assert service(str(file)).problems == ("env_file 7 cannot be read",)

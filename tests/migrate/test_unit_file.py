@@ -79,6 +79,11 @@ def test_what_is_no_unit_of_kuma_dp(tmp_path: Path, text: str, why: str) -> None
         unit(str(write(tmp_path, text)))
 
 
+def test_variables_that_cannot_be_read(tmp_path: Path) -> None:
+    text = "[Service]\nEnvironment='A=b\nExecStart=/opt/kuma-dp run\n"
+    assert unit(str(write(tmp_path, text))).problems == ("Environment= cannot be read: No closing quotation",)
+
+
 def test_a_unit_that_is_not_there() -> None:
     with pytest.raises(CommandRefused, match="no such unit"):
         unit("no-kuma-dp-has-this-name.service")

@@ -146,6 +146,8 @@ def test_the_last_flag_counts_and_lists_are_merged() -> None:
         (kuma_dp("--dataplane-file=-"), "--dataplane-file", "in the way", "standard input"),
         (kuma_dp("--dataplane-file=/home/me/dp.yaml"), "--dataplane-file", "in the way", "cannot see /home/me/dp.yaml"),
         (kuma_dp("--drain-time=30"), "--drain-time", "in the way", "kuma-dp would not start"),
+        (kuma_dp("--log-output-path=/x\nExecStartPre=+/bin/sh"), "--log-output-path", "in the way", "control char"),
+        (kuma_dp(environ={"OTEL_X": "a\nb"}), "OTEL_X", "in the way", "control character"),
         (kuma_dp("--drain-time"), "--drain-time", "in the way", "has no value"),
         (kuma_dp("--wormhole=1"), "--wormhole", "in the way", "find out what it does"),
         (kuma_dp("--config-dir=/tmp/x"), "--config-dir", "mapped", "its own private directory"),
