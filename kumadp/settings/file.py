@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from kumadp.settings.option import Option
     from kumadp.settings.values import Kind
 
+# Limits of hints for unknown keys, each of which is a comparison with all keys.
+_MOST_HINTS = 20
+_LONGEST_HINTED = 100
 BOUNDS = yamltext.Bounds(size=1 << 20, depth=20)
+_ALL_KEYS = "configs/kumadp.yaml lists all keys"
 _SHAPE: dict[Kind, str] = {
     "text": "a string",
     "integer": "a whole number",
@@ -52,6 +56,7 @@ class _Reader:
         self._problems = problems
         self._by_key = {option.key: option for option in options() if option.key}
         self._groups = {key[:end] for key in self._by_key for end, character in enumerate(key) if character == "."}
+        self._hints = 0
         self.values: dict[str, GivenValue] = {}
 
     def walk(self, node: yaml.Node, path: str) -> None:
@@ -80,11 +85,14 @@ class _Reader:
             seen.add(below)
 
     def _suggest(self, path: str) -> str:
+        self._hints += 1
+        if self._hints > _MOST_HINTS or len(path) > _LONGEST_HINTED:
+            return _ALL_KEYS
         keys = (*self._by_key, *self._groups)
         last = path.rpartition(".")[2].lower()
         same_end = [key for key in self._by_key if key.rpartition(".")[2].lower() == last]
         similar = same_end[:1] or difflib.get_close_matches(path, keys, 1)
-        return f"did you mean {similar[0]}?" if similar else "configs/kumadp.yaml lists all keys"
+        return f"did you mean {similar[0]}?" if similar else _ALL_KEYS
 
     def _read(self, option: Option, node: yaml.Node) -> GivenValue | None:
         origin = f"file {self._source}:{node.start_mark.line + 1}: {option.key}"

@@ -219,7 +219,7 @@ TARGETS = (
     ),
     Target(
         "bootstrap", _bootstrap, _yaml_seeds, (BootstrapError,), _WORDS, _trees, lines=300, lines_base=25_000,
-        memory=1500, memory_base=300_000, largest=8000, structure=json_trees,
+        memory=1500, memory_base=300_000, largest=8000, slow=True, structure=json_trees,
     ),
     Target(
         "bootstrap-guard", _tree_only(_guarded), _json_seeds, (BootstrapError,),

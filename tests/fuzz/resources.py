@@ -147,11 +147,11 @@ def _log_level(data: bytes) -> None:
 TARGETS = (
     Target(
         "dataplane", _resource, _resource_seeds, (ResourceError,), _WORDS, _trees, lines=1500, lines_base=60_000,
-        memory=2500, memory_base=400_000, largest=3000, structure=json_trees,
+        memory=2500, memory_base=400_000, largest=3000, slow=True, structure=json_trees,
     ),
     Target(
         "settings-file", _settings, _settings_seeds, (), (*_WORDS, b"dataplane:", b"controlPlane:", b"dns:"),
-        lines=600, lines_base=40_000, memory=1000, memory_base=200_000,
+        lines=100, lines_base=150_000, memory=1000, memory_base=200_000,
     ),
     Target(
         "duration", _duration, lambda: [b"1m30s", b"500ms", b"1.5h", b"-2us", b"a=b,c=d", b"true", b"12"],

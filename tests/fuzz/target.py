@@ -25,7 +25,7 @@ class Target:
     ``seeds`` are real inputs, ``words`` texts of the format that mutations insert, ``grammar`` generates well-formed
     and nearly well-formed inputs, ``structure`` changes an input so that it stays well-formed. An input of n bytes may
     cost ``lines_base + n * lines`` lines of Python and ``memory_base + n * memory`` bytes at once. ``largest`` is the
-    size of an input in bytes.
+    size of an input in bytes. Of a ``slow`` one `make test` runs a fifth.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Target:
     memory: float = 60
     memory_base: int = 40_000
     largest: int = 4096
+    slow: bool = False
 
     def lines_of(self, size: int) -> float:
         """Return how many lines of Python an input of ``size`` bytes may run."""

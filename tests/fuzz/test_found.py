@@ -39,6 +39,8 @@ FOUND = [
     ("state-file", b"{}"),
     ("bootstrap-file", b"{}"),
     ("last-good-file", b""),
+    # A hint for each unknown key of the settings file, each a comparison with all keys.
+    ("settings-file", b"".join(b"dataplan%dx: 1\n" % number for number in range(250))),
     # A timeout in an OTEL_ variable that is larger than a float.
     ("otel-variables", b"1" * 313),
     # Counters of a control group in another form than the kernel's.
