@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from kumadp.envoy.argv import workers_of
 from kumadp.envoy.epochs import ReloadChecked, ReloadKind, ReloadRequest
 from kumadp.envoy.server_state import configuration_error
-from kumadp.process.program_output import output_of
+from kumadp.process.program_output import ENDED, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -123,6 +123,8 @@ async def check(plan: Plan, running: ServerInfo | None, locked: str, *, idle: fl
         return ReloadChecked(refused=f"{program} did not end in time when its configuration was validated{why}")
     if "' OK" not in output:
         lines = output.splitlines()
+        if lines and lines[-1].startswith(ENDED):
+            return ReloadChecked(refused=f"{program} {lines[-1]} while its configuration was validated")
         why = configuration_error(lines) or (lines[-1] if lines else "it printed nothing")
         return ReloadChecked(refused=f"Envoy refuses the configuration: {why}")
     if locked or running is None:

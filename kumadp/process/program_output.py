@@ -8,11 +8,14 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from kumadp.process.exit_status import ExitStatus
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 MAX_OUTPUT = 64 * 1024
+ENDED = "ended with"
 _REAPED_WITHIN = 1.0
 
 
@@ -26,6 +29,7 @@ async def output_of(
 ) -> str:
     """Return the program's standard output (``with_errors``: and standard error), at most 64 KiB.
 
+    With ``with_errors`` the last line of one that a signal has ended is "ended with signal ..." (`ENDED`).
     Leaves no process behind, also if cancelled. Raises TimeoutError if the program does not end within ``deadline``
     seconds (``while_moving``: that many seconds without progress, see `kumadp.process.progress`), and OSError if it
     cannot be run.
@@ -58,7 +62,11 @@ async def output_of(
                 while process.stdout is not None and await process.stdout.read(MAX_OUTPUT):
                     pass
                 await process.wait()
-    return output.decode("utf-8", "replace")
+    text = output.decode("utf-8", "replace")
+    # One whose output was too long was ended here.
+    if with_errors and len(output) < MAX_OUTPUT and process.returncode is not None and process.returncode < 0:
+        text = f"{text.rstrip()}\n{ENDED} {ExitStatus(None, -process.returncode).describe()}\n"
+    return text
 
 
 async def _while_moving(process: asyncio.subprocess.Process, idle: float) -> bytes:

@@ -55,6 +55,11 @@ async def test_a_refused_configuration_is_named(tmp_path: Path, validation: str,
     assert checked == ReloadChecked(refused=f"Envoy refuses the configuration: {reason}")
 
 
+async def test_a_validation_that_is_killed_is_not_taken_for_a_refusal(tmp_path: Path) -> None:
+    checked = await check(plan_of(tmp_path, "kill -9 $$"), RUNNING, "")
+    assert checked.refused.endswith(" ended with signal 9 (KILL) while its configuration was validated")
+
+
 async def test_what_needs_a_cold_restart(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, OK)
     assert (await check(plan, None, "")).cold == "Envoy's admin does not answer"

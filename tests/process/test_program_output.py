@@ -43,6 +43,11 @@ async def test_output_with_and_without_errors() -> None:
     assert await run(script, with_errors=True) == "out\nerr\n"
 
 
+async def test_the_signal_that_ended_it_is_the_last_line_of_output_with_errors() -> None:
+    assert await run("echo out; kill -9 $$", with_errors=True) == "out\nended with signal 9 (KILL)\n"
+    assert await run("echo out; kill -9 $$") == "out\n"
+
+
 async def test_it_gets_the_environment_it_is_given_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUMA_DATAPLANE_RUNTIME_TOKEN", "secret")
     assert "secret" not in await run("env")

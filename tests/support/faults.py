@@ -183,14 +183,15 @@ class Row:
     reported: str = ""
     loses: tuple[str, ...] = ("inbound", "outbound", "names")
     exit_code: int | None = None
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] | Callable[[FaultRig], tuple[str, ...]] = ()
     prepare: Callable[[FaultRig], object] = _nothing
     often: bool = False
 
     def run(self, rig: FaultRig) -> None:
         """Run kumadp, let it happen, check what became of it, and stop kumadp."""
         self.prepare(rig)
-        with rig.up(*self.flags) as daemon:
+        flags = self.flags(rig) if callable(self.flags) else self.flags
+        with rig.up(*flags) as daemon:
             with rig.fault(self.name, ends=self.exit_code is not None) as record:
                 self.act(rig)
             self.check(record, daemon)
@@ -202,7 +203,8 @@ class Row:
 
     def check(self, record: FaultRecord, daemon: Daemon) -> None:
         """Compare the record with what is expected."""
-        surely = [kind for kind in record.traffic if kind not in self.loses]
+        # Nothing answers after the end.
+        surely = [kind for kind in record.traffic if kind not in self.loses and self.exit_code is None]
         lost = {kind: record.traffic[kind].failures for kind in surely if record.traffic[kind].lost}
         assert lost == {}, f"{record}\n{daemon.output()}"
         if self.reported:
