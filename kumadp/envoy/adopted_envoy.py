@@ -9,6 +9,10 @@ import msgspec
 from msgspec import Struct
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from pathlib import Path
+
     from kumadp.process.child import Child
 
 
@@ -36,12 +40,21 @@ class EnvoyState(msgspec.Struct, frozen=True):
     shutdown: float = 0.0
 
 
-class AdoptedEnvoy(Struct, frozen=True):
-    """Envoys that run already: the exported state, and the processes themselves."""
+class AdoptedEnvoy(Struct):
+    """Envoys that run already: the exported state, and the processes themselves.
+
+    ``fallback`` is that for `dead_parent`, if it answers already (`kumadp.envoy.retirement.begin_fallback`).
+    """
 
     state: EnvoyState
     current: Child
     retiring: Child | None = None
+    fallback: asyncio.Task[None] | None = None
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """The current one, and one that drains."""
+        return (self.current, self.retiring) if self.retiring is not None else (self.current,)
 
     @property
     def dead_parent(self) -> int | None:
@@ -50,3 +63,17 @@ class AdoptedEnvoy(Struct, frozen=True):
 
         waits = self.retiring is None and time.monotonic() < self.state.retires_at + ABORTS_AFTER
         return self.state.retiring if waits else None
+
+    def begin_fallback(self, directory: Callable[[], Path]) -> None:
+        """Begin to answer for `dead_parent`, if there is one and nobody does, with the files in a directory."""
+        if self.fallback is None and self.dead_parent is not None and self.state.serial >= 0:
+            from kumadp.envoy.base_id import BaseIdFiles
+            from kumadp.envoy.retirement import begin_fallback
+
+            files = BaseIdFiles(directory(), self.state.serial)
+            self.fallback = begin_fallback(files, self.state.epoch - 1, self.state.retires_at)
+
+    def end_fallback(self) -> None:
+        """Answer no longer."""
+        if self.fallback is not None:
+            self.fallback.cancel()

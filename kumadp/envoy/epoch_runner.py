@@ -14,7 +14,7 @@ from kumadp.envoy.base_id import LOCKED, BaseIdFiles, new_base_id
 from kumadp.envoy.epochs import EpochStage, EpochState, ReloadKind, ReloadRequest
 from kumadp.envoy.generations import Generations
 from kumadp.envoy.reload import ReloadOutcome, ReloadRequests, check, command_of
-from kumadp.envoy.retirement import Due, answer_for_dead_parent, retire
+from kumadp.envoy.retirement import Due, retire
 from kumadp.envoy.server_state import ServerInfo, ServerState
 from kumadp.envoy.start_time import StartTime
 from kumadp.envoy.takeover import Takeover
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.envoy.admin import AdminClient
+    from kumadp.envoy.adopted_envoy import AdoptedEnvoy
     from kumadp.envoy.options import EnvoyOptions, EpochCallbacks, HotRestart
     from kumadp.envoy.reload import Plan
     from kumadp.process.child import Command
@@ -169,7 +170,7 @@ class EpochRunner:
             self._began(adopted.retiring)
             self._run(self._retire(adopted.retiring, state.epoch - 1))
         elif self._dead_parent is not None:
-            self._run(self._answer_for(state.epoch - 1))
+            self._run(self._answer_for(adopted))
         self._began(child)
         return state.blind
 
@@ -340,12 +341,11 @@ class EpochRunner:
         self._retiring.add(old)
         self._run(self._retire(old, self.state.epoch - 1))
 
-    async def _answer_for(self, epoch: int) -> None:
-        """Answer for an old ``epoch`` that died before the adoption, or whose fallback died with the last kumadp."""
-        base = self._base
-        if base is not None and (path := base.parent_socket(epoch)) is not None:
-            log.warning("the old Envoy left by the previous kumadp is dead; using the fallback for its socket")
-            await answer_for_dead_parent(path, self._due.latest)
+    async def _answer_for(self, adopted: AdoptedEnvoy) -> None:
+        """Wait until the fallback has answered for an old epoch that had died, or whose fallback died, before."""
+        if (base := self._base) is not None:
+            adopted.begin_fallback(lambda: base.sockets.parent)
+            await (adopted.fallback or asyncio.sleep(0))
         self._dead_parent = None
         if base is self._base:
             self._feed(epochs.EpochRetired())

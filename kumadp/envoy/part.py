@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,7 +24,6 @@ from kumadp.process.restart_policy import ChildState, RestartPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-    from pathlib import Path
 
     from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.bootstrap.prepare import Prepared
@@ -125,6 +125,7 @@ class EnvoyPart(Part):
             return
         retiring = previous.claim(state.retiring) if state.retiring is not None else None
         self._adopted = AdoptedEnvoy(state, current, retiring)
+        self._adopted.begin_fallback(lambda: Path((previous.work or self._context.work).path))
         # They speak to the relay before the component is there.
         self._epochs[current.pid] = state.generation
         if retiring is not None:
@@ -271,8 +272,7 @@ class EnvoyPart(Part):
         return self.component is not None and self._recorded
 
     def _adopted_children(self) -> tuple[Child, ...]:
-        children = (self._adopted.current, self._adopted.retiring) if self._adopted is not None else ()
-        return tuple(child for child in children if child is not None)
+        return self._adopted.children if self._adopted is not None else ()
 
     def children(self) -> Sequence[Child]:
         """Return the Envoys that run, also those that are not adopted yet."""
@@ -288,8 +288,7 @@ class EnvoyPart(Part):
 
     def hand_over(self) -> Handed:
         """Return the epochs; raises HandoverFailed while Envoy is being started or replaced."""
-        state = self.component.export() if self.component is not None else None
-        if state is None:
+        if self.component is None or (state := self.component.export()) is None:
             raise HandoverFailed("Envoy is being started or replaced", "retry when it serves")
         return Handed(
             EnvoySection(state, self.started_as, self.drain.scope == "inbound", self.drain.scope, self.drain.since)
@@ -304,6 +303,8 @@ class EnvoyPart(Part):
 
     async def close(self) -> None:
         """Make sure that no Envoy of the component outlives it."""
+        if self._adopted is not None:
+            self._adopted.end_fallback()
         if self.component is not None:
             self.component.kill()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from kumadp.envoy.base_id import BaseIdFiles
     from kumadp.process.child import Child
 
 log = logging.getLogger("kumadp.envoy")
@@ -74,3 +75,16 @@ async def answer_for_dead_parent(path: Path, due: float, longer: float = ABORTS_
         await answer_as_parent(path, max(0.0, due - time.monotonic()) + longer)
     except OSError as error:
         log.error("the fallback for the old Envoy failed: %s", error)
+
+
+def begin_fallback(base: BaseIdFiles, epoch: int, due: float) -> asyncio.Task[None] | None:
+    """Begin to answer for an old ``epoch`` that has died, which is ``due`` (monotonic clock); None without a base id.
+
+    It is begun as soon as that is known: an adoption may have to wait for the control plane, and the order to the dead
+    one may come at any moment, or have come when no kumadp ran.
+    """
+    path = base.parent_socket(epoch)
+    if path is None:
+        return None
+    log.warning("the old Envoy left by the previous kumadp is dead; using the fallback for its socket")
+    return asyncio.get_running_loop().create_task(answer_for_dead_parent(path, due), name="fallback")

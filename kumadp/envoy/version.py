@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from kumadp.errors import BinaryNotFound
+from kumadp.host.programs import is_foreign
 from kumadp.process.early_output import take_early
 from kumadp.process.program_output import output_of
 
@@ -77,6 +79,8 @@ async def envoy_version(path: Path, environment: Mapping[str, str], deadline: fl
         raise BinaryNotFound(f"{path} cannot be run: {error.strerror}", "name Envoy with --binary-path") from None
     build = text.partition("version:")[2].strip()
     parts = build.split("/")
+    if len(parts) != 5 and await asyncio.to_thread(is_foreign, path):
+        raise BinaryNotFound(f"{path} is a program for another architecture", "name Envoy with --binary-path")
     if len(parts) != 5:
         raise BinaryNotFound(f"{path} does not answer --version as Envoy does", "name Envoy with --binary-path")
     return EnvoyVersion(parts[1], build)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+
+# Class, byte order and machine of an ELF header (elf(5)).
+_HEADER_SIZE, _MACHINE = 20, slice(18, 20)
 
 
 def find_program(word: str, path: str | None = None) -> str | None:
@@ -35,3 +39,18 @@ def why_not_runnable(program: str) -> str:
     if path.is_dir():
         return f"{program} is a directory"
     return f"{program} {'cannot be executed' if path.exists() else 'is not there'}"
+
+
+def is_foreign(program: Path) -> bool:
+    """Return whether this is a program for another architecture than ours, by its ELF header. May block."""
+    theirs, ours = _elf_header(program), _elf_header(Path(sys.executable))
+    return theirs is not None and ours is not None and theirs != ours
+
+
+def _elf_header(program: Path) -> tuple[bytes, bytes] | None:
+    try:
+        with program.open("rb") as file:
+            head = file.read(_HEADER_SIZE)
+    except OSError:
+        return None
+    return (head[4:6], head[_MACHINE]) if head.startswith(b"\x7fELF") and len(head) == _HEADER_SIZE else None

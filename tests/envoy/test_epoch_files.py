@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from kumadp.envoy.hang_watch import HangWatch
 from kumadp.envoy.options import HotRestart
 from kumadp.envoy.parent_fallback import answer_as_parent
 from kumadp.envoy.reload import command_of
+from kumadp.envoy.retirement import begin_fallback
 from kumadp.errors import WorkDirError
 from kumadp.process.child import Child, Command
 from tests.support.poll import poll_async
@@ -156,6 +158,21 @@ async def test_the_fallback_answers_for_a_dead_parent_until_the_order_to_end(tmp
         child.sendto(bytes.fromhex("00000000000000040a022a00"), str(path))
         assert await fallback
     assert not await answer_as_parent(path, 0.05)
+
+
+async def test_the_fallback_is_begun_without_a_component(tmp_path: Path) -> None:
+    files, due = BaseIdFiles(tmp_path, 0), time.monotonic() + 20.0
+    assert begin_fallback(files, 0, due) is None
+    files.base_id_file.write_text("7")
+    fallback = begin_fallback(files, 0, due)
+    assert fallback is not None
+    path = files.parent_socket(0)
+    assert path is not None
+    await poll_async(lambda: asyncio.sleep(0, path.is_socket()), what="the socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as child:
+        child.sendto(bytes.fromhex("00000000000000040a022a00"), str(path))
+    async with asyncio.timeout(20.0):
+        await fallback
 
 
 def spinning(code: str) -> Command:

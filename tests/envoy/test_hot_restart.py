@@ -516,7 +516,7 @@ async def test_an_envoy_that_runs_already_is_adopted(tmp_path: Path) -> None:
             Child.adopt(RunningProcess("envoy", child.pid, child.start_time, ours=False))
             for child in (current, retiring)
         ]
-        later = Epochs(tmp_path, adopt=AdoptedEnvoy(state, *copies))
+        later = Epochs(tmp_path, adopt=AdoptedEnvoy(state, copies[0], copies[1]))
         for copy in copies:
             copy.watch_death(later.note)
         later.port, later.admin = former.port, former.admin

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
 
 GROUP = "Envoy"
 # Seconds: how long a fault lasts that passes by itself.
-SHORT, LONG = 5.0, 60.0
+SHORT, LONG, DRAIN = 5.0, 60.0, 20
 KILLED, GIVEN_UP = r"envoy ended with signal 9", r"restart budget spent"
 FOREIGN = r"Exec format error"
 FAILED = ExitCode.CHILD_FAILED
@@ -170,7 +170,6 @@ def _killed_during_a_reload(which: str) -> Callable[[FaultRig], None]:
         new = poll(other, what="the other Envoy", deadline=SOON)
         end_by(old if which == "old" else new, signal.SIGKILL)
         poll(lambda: "reload (SIGHUP)" in _daemon(rig).output(), what="the result", deadline=SOON)
-        poll(lambda: len(rig.envoys()) == 1, what="a single Envoy", deadline=SOON)
 
     return act
 
@@ -203,12 +202,15 @@ ROWS = (
     Row("killed, all others exit at their start", _fails_at_start, GIVEN_UP, exit_code=FAILED, flags=_exits),
     Row("killed, binary of another architecture for a moment", _foreign_for_a_moment, FOREIGN, flags=_linked),
     Row("killed, binary of another architecture", _foreign, FOREIGN, exit_code=FAILED, flags=_linked),
-    Row("no free descriptors for 5 s", _without_descriptors, r"envoy ended with signal 6"),
+    Row("no free descriptors for 5 s", _without_descriptors, r"Too many open files|envoy ended with signal"),
     Row("admin flooded for 10 s", _flood_admin, loses=()),
     Row("killed during a reload: the old one", _killed_during_a_reload("old"), KILLED),
     Row("killed during a reload: the new one", _killed_during_a_reload("new"), r"ended with signal 9"),
     Row("killed during a reload: the one that validates", _killed_during_a_reload("check"), r"ended with signal 9"),
-    Row("killed during a re-execution", _killed_during_a_re_execution, r"ended"),
+    # A virtual probe waits for the next program: on a busy host that takes longer than a kubelet waits.
+    Row(
+        "killed during a re-execution", _killed_during_a_re_execution, KILLED, loses=(*Row.loses, "probes", "readiness")
+    ),
     Row("killed after it rejected a response", _killed_during_a_rejection, KILLED),
 )
 
@@ -236,11 +238,36 @@ def test_out_of_memory(fault_rig: FaultRig) -> None:
 
 
 @with_and_without_mtls()
+def test_an_old_one_is_killed_and_then_kumadp_while_the_control_plane_is_silent(fault_rig: FaultRig) -> None:
+    """The Envoy that serves orders the old one to end, and aborts if nobody answers for 10 s."""
+    row = Row("killed while it drained, then kumadp", lambda _rig: None, r"left by the previous kumadp is dead", ())
+    with contextlib.ExitStack() as stack:
+        drain = f"--drain-time={DRAIN}s"
+        first = stack.enter_context(fault_rig.up(drain))
+        with fault_rig.fault(row.name) as record:
+            fault_rig.reload(first)
+            due = time.monotonic() + DRAIN + 2
+            old, new = fault_rig.envoys()
+            end_by(old, signal.SIGKILL)
+            poll(lambda: "before its time" in first.output(), what="its end being noticed", deadline=SOON)
+            fault_rig.kill(first)
+            fault_rig.plane.deafen()
+            second = stack.enter_context(fault_rig.up(drain, ready=False))
+            poll(lambda: time.monotonic() > due + 12, what="the time when it would abort", deadline=60.0)
+            fault_rig.plane.deafen(False)
+        assert fault_rig.envoys() == [new], second.output()
+        # It was not there for a moment.
+        assert record.lost("inbound", "outbound") == 0
+        record.expected = record.reported(row.reported)
+        assert record.expected, record
+
+
+@with_and_without_mtls()
 @pytest.mark.parametrize(
     ("name", "broken", "reported"),
     [
-        ("exits at the first start", _exits, GIVEN_UP),
-        ("binary of another architecture at the first start", _linked, FOREIGN),
+        ("exits at the first start", _exits, r"does not answer --version as Envoy does"),
+        ("binary of another architecture at the first start", _linked, r"is a program for another architecture"),
     ],
 )
 def test_a_first_start(
@@ -254,4 +281,4 @@ def test_a_first_start(
         daemon.wait(SOON)
     record.expected = record.reported(reported)
     assert record.expected, record
-    assert record.exit_code in {ExitCode.CHILD_FAILED, ExitCode.OS, ExitCode.BINARY_NOT_FOUND}, record
+    assert record.exit_code == ExitCode.BINARY_NOT_FOUND, record

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
 
 import pytest
 
-from kumadp.host.programs import find_program, why_not_runnable
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from kumadp.host.programs import find_program, is_foreign, why_not_runnable
+from tests.support.flawed_programs import put_foreign_program
 
 
 def test_each_reason_names_the_program(tmp_path: Path) -> None:
@@ -35,3 +34,12 @@ def test_it_is_found_as_shutil_finds_it(
     monkeypatch.chdir(tmp_path)
     place = path.format(folder=tmp_path) if path is not None else None
     assert find_program(word, place) == shutil.which(word, path=place)
+
+
+def test_a_program_for_another_architecture_is_known_by_its_header(tmp_path: Path) -> None:
+    python = Path(sys.executable)
+    put_foreign_program(python, tmp_path / "foreign")
+    (tmp_path / "script").write_text("#!/bin/sh\n")
+    (tmp_path / "short").write_bytes(b"\x7fELF")
+    assert is_foreign(tmp_path / "foreign")
+    assert not any(is_foreign(path) for path in (python, *(tmp_path / name for name in ("script", "short", "none"))))

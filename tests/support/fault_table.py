@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.file_lock import file_lock
+
 if TYPE_CHECKING:
     from tests.support.fault_record import FaultRecord
 
@@ -27,6 +29,9 @@ _NOTICEABLE = 0.3
 # Time, thread, level and source file of a line of Envoy's.
 _PREFIX = re.compile(r"\[\d{4}-\d\d-\d\d [\d:.]+\](?:\[\w+\])* (?:\[\S+\] )?")
 
+# Folders of a program or of a test.
+_PATH = re.compile(r"(?<![\w.])/(?:\S*/_bin|tmp/k\w+)(?=/)")
+
 # By group, fault and mode.
 Stored = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
@@ -39,6 +44,11 @@ def stored() -> Stored:
 
 def store(group: str, records: list[FaultRecord]) -> None:
     """Put the records of a test into the file."""
+    with file_lock("faults-store"):
+        _store(group, records)
+
+
+def _store(group: str, records: list[FaultRecord]) -> None:
     found = stored()
     for record in records:
         of_fault = found.setdefault(group, {}).setdefault(record.name, {})
@@ -46,8 +56,8 @@ def store(group: str, records: list[FaultRecord]) -> None:
             "sent": {kind: report.sent for kind, report in record.traffic.items()},
             "lost": {kind: report.lost for kind, report in record.traffic.items()},
             "outage": round(record.outage, 1),
-            "reported": record.expected or next(iter(record.log), ""),
-            "states": record.states,
+            "reported": _PATH.sub("", record.expected or next(iter(record.log), "")),
+            "states": [_PATH.sub("", state) for state in record.states],
             "afterwards": record.afterwards,
         }
     STORE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -128,6 +128,8 @@ class FaultRig(LoadedRig):
             status = self.status(daemon)
             envoy = status["children"].get("envoy", {}).get("state")
             ready = (status["phase"], status["ready"], envoy) == ("READY", True, "RUNNING")
+            # One more may still drain.
+            ready = ready and len(self.envoys()) == 1
             return ready and self.serves() and get(self.ports.probes, "/app/healthz")[0] == 200
         return False
 
