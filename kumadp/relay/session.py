@@ -94,7 +94,8 @@ class Resumption(Struct, frozen=True):
 
     ``memory`` is served from at once; ``stale`` if it is from disk. ``earlier`` is what an earlier run kept: it serves
     if the control plane rejects the stream because it still has that run's, which it frees after 10 s
-    (Kuma 2.8 to 2.13). ``broken_at``: when the program before this one was replaced, by the monotonic clock.
+    (Kuma 2.8 to 2.13), and if there is no stream for `UNREACHABLE_AFTER` seconds for another reason.
+    ``broken_at``: when the program before this one was replaced, by the monotonic clock.
     """
 
     memory: RelaySnapshot | None = None
@@ -263,14 +264,11 @@ class RelaySession:
     def _changed(self) -> None:
         """Follow the state of the relay, and set the warnings for the operator."""
         facts = self.relay.facts
-        if facts.refusal is StreamRefusal.ACTIVE and self._earlier is not None:
-            earlier, self._earlier = self._earlier, None
-            log.info("the configuration of the last run serves until the control plane accepts this data plane again")
-            self._stale = self._had_us = True
-            self.relay.restore(earlier)
+        if facts.refusal is StreamRefusal.ACTIVE:
+            self._serve_earlier()
         self._status.set_warning("last good", self._lacking())
         if facts.state is UpstreamState.OPEN:
-            self._had_us, self._stale = True, False
+            self._had_us, self._stale, self._earlier = True, False, None
             if facts.since != self._open_since:
                 self._open_since = facts.since
                 self._observer.on_opened()
@@ -281,6 +279,14 @@ class RelaySession:
             self._report()
         elif self._grace is None:
             self._grace = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._on_grace_over)
+
+    def _serve_earlier(self) -> None:
+        """Serve what an earlier run kept, if nothing else can be."""
+        earlier, self._earlier = self._earlier, None
+        if earlier is not None:
+            log.info("the configuration of the last run serves until the control plane accepts this data plane again")
+            self._stale = self._had_us = True
+            self.relay.restore(earlier)
 
     def _lacking(self) -> str:
         """Return what Envoy requests and cannot get before the control plane is reachable: what is never on disk."""
@@ -295,6 +301,8 @@ class RelaySession:
             self._grace = None
 
     def _on_grace_over(self) -> None:
+        # A control plane may give a bootstrap and no stream: another signing key, which rejects the token, for one.
+        self._serve_earlier()
         self._report()
         self._grace = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._on_grace_over)
 

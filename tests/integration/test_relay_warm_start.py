@@ -319,6 +319,28 @@ def test_a_restart_serves_before_the_control_plane_drops_the_last_stream(tmp_pat
             assert rig.serves()
 
 
+def test_a_restart_serves_although_the_control_plane_has_another_signing_key(rig: Rig, plane: XdsControlPlane) -> None:
+    """Kuma 2.13 gives a bootstrap whatever the token is, and verifies it at the stream."""
+    serve_once(rig)
+    rejected = rig.token.read_text()
+    plane.faults.refuse_token = lambda token: "token signature is invalid" if token == rejected else ""
+    with rig.run() as daemon:
+        daemon.wait_ready(SOON)
+        assert rig.serves()
+        assert rig.relay(daemon)["state"] in {"backoff", "connecting"}
+        assert "the configuration of the last run serves" in daemon.output()
+        assert "token signature is invalid" in rig.wait_warning(daemon, "control plane")
+        rig.token.write_text(plane.token() + "-new")
+        rig.wait_state(daemon, "open")
+        poll(lambda: rig.settled(daemon), what="everything acknowledged", deadline=SOON)
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
+        # What was served earlier is not served again.
+        plane.gone()
+        rig.wait_warning(daemon, "control plane")
+        assert daemon.output().count("the configuration of the last run serves") == 1
+        assert rig.serves()
+
+
 def test_a_restart_with_another_kumadp_serves_as_soon(rig: Rig, plane: XdsControlPlane) -> None:
     """An upgrade by a restart: the data plane's version is another one, its Dataplane is not."""
 
