@@ -370,3 +370,48 @@ def test_features_that_are_always_announced(plane: KumaControlPlane, app: Worklo
         overview = get_json("/meshes/default/dataplanes/web-01/_overview")
         version = overview["dataplaneInsight"]["subscriptions"][-1]["version"]["envoy"]
         assert bool(version.get("kumaDpCompatible")) is is_supported(version["version"])
+
+
+# What Kuma 3.0 answers with 500 and without a text, and what is written instead.
+REFUSED = {
+    "ingress": ("it has no proxy type ingress", "networking.listeners: [{type: ZoneIngress"),
+    "egress": ("it has no proxy type egress", "networking.listeners: [{type: ZoneEgress"),
+    "builtin": ("networking.gateway.type", "write DELEGATED"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_kuma_3_refuses_without_a_text_is_explained(plane: KumaControlPlane, tmp_path: Path, kind: str) -> None:
+    if plane.by_tags:
+        pytest.skip("Kuma 2 has these proxies")
+    ports = Ports.take()
+    networking: dict[str, Any] = {"address": "127.0.0.1", "port": ports.inbound, "admin": {"port": ports.admin}}
+    resource: dict[str, Any] = {"type": f"Zone{kind.capitalize()}", "name": f"old-{kind}", "networking": networking}
+    if kind == "builtin":
+        networking = {"address": "127.0.0.1", "gateway": {"type": "BUILTIN"}, "admin": {"port": ports.admin}}
+        resource = {"type": "Dataplane", "mesh": "default", "name": "old-builtin", "networking": networking}
+    file, token = tmp_path / "resource.json", tmp_path / "token"
+    file.write_text(json.dumps(resource))
+    token.write_text(plane.token())
+    with run_kumadp(
+        tmp_path,
+        ports,
+        *(f"--cp-address={plane.url}", f"--ca-cert-file={plane.write_ca(tmp_path / 'ca.crt')}"),
+        *(f"--dataplane-token-file={token}", f"--dataplane-file={file}"),
+        *(() if kind == "builtin" else (f"--proxy-type={kind}",)),
+    ) as daemon:
+        field, advice = REFUSED[kind]
+        lines = poll(
+            lambda: [line for line in daemon.output().splitlines() if advice in line and "HTTP 500" in line],
+            what="what to write instead",
+            deadline=SOON,
+        )
+        assert all(field in line for line in lines)
+        assert kind != "builtin" or "resource.json:1" in lines[0]
+
+        def is_shown() -> bool:
+            with contextlib.suppress(TimeoutError):
+                return advice in json.dumps(status(daemon, resource))
+            return False
+
+        poll(is_shown, what="the same in the status", deadline=SOON)
