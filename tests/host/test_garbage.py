@@ -1,4 +1,4 @@
-"""When Python's cycle collector runs, in a process of its own."""
+"""When Python's cycle collector runs, in a separate process."""
 
 from __future__ import annotations
 
