@@ -121,7 +121,7 @@ def test_a_data_plane(version: str, protocol: str) -> None:
         assert rig.leftovers() == []
 
 
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", versions(oldest_only=True))
 def test_standalone(version: str) -> None:
     """What `kumadp demo --check` runs."""
     binary = need_version(version)

@@ -78,10 +78,13 @@ def _chosen() -> set[str]:
     return set(os.environ.get("KUMADP_ENVOYS", "").split())
 
 
-def versions() -> list[Any]:
-    """Parameters: each version. Only the oldest and the installed one are without the marker ``envoys``."""
+def versions(*, oldest_only: bool = False) -> list[Any]:
+    """Parameters: each version. Only the oldest and the installed one are without the marker ``envoys``.
+
+    ``oldest_only``: the installed one has it too, as another test does the same with it.
+    """
     all_of_them, chosen = known(), _chosen()
-    quick = {all_of_them[0], installed() or all_of_them[-1]}
+    quick = {all_of_them[0]} if oldest_only else {all_of_them[0], installed() or all_of_them[-1]}
     return [
         pytest.param(name, id=name, marks=() if name in quick else pytest.mark.envoys)
         for name in all_of_them
