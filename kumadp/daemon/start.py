@@ -136,6 +136,8 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
     otel = OtelPart(
         context, metrics.exposition, lambda: metrics.service or context.name, lambda: metrics.attribute_names
     )
+    # After a re-execution clients wait for them; else the bootstrap request leaves before they are imported.
+    serving: list[Part] = [AccessLogPart(context), *probes]
     handlers = {**otel.handlers(metrics.apply_policy), DNS: (dns.apply_names,)}
     dynconf = DynconfPart(context, handlers, {DNS: dns.on_absent}, lambda: relay.active)
     envoy.observe(dynconf)
@@ -143,11 +145,11 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
     relay.on_configuration_accepted(dynconf.on_accepted)
     return [
         *first,
+        *(serving if launch.handover is not None else ()),
         parts.versions,
         GenerationNotesPart(context),
         plane,
-        AccessLogPart(context),
-        *probes,
+        *(serving if launch.handover is None else ()),
         BootstrapPart(plane),
         relay,
         dns,
