@@ -18,8 +18,10 @@ from tests.support.control_planes import open_plane
 from tests.support.daemon import get
 from tests.support.fault_load import NAME_QUERIED, FaultLoad, Traffic
 from tests.support.fault_record import FaultRecord, Watcher
+from tests.support.fault_table import ROOT
 from tests.support.file_lock import file_lock
 from tests.support.loaded_rig import LoadedRig
+from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.rig import NAME
 
@@ -105,7 +107,10 @@ class FaultRig(LoadedRig):
             record.envoys = (before, self._pids())
             after = self._settled_descriptors(descriptors) if not ends else 0
             record.descriptors = (descriptors, after)
-            record.log = [line.replace(str(self.folder), "") for line in record.log]
+            # The table has no paths of this host.
+            hidden = (str(self.folder), f"{need_envoy().parent}/", f"{ROOT}/")
+            for path in hidden:
+                record.log = [line.replace(path, "") for line in record.log]
             self.records.append(record)
 
     def _wait_end(self, record: FaultRecord) -> None:
