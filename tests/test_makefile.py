@@ -43,6 +43,7 @@ SHOWN_BY = {
     "bench": "test_it_collects_without_plugins_and_one_item_runs",
     "envoys": "test_envoys_runs_one_that_is_there",
     "attack": "test_it_collects_without_plugins_and_one_item_runs",
+    "soak": "test_it_collects_without_plugins_and_one_item_runs",
     "faults": "test_it_collects_without_plugins_and_one_item_runs",
     "fuzz": "test_it_collects_without_plugins_and_one_item_runs",
     "compatibility": "test_compatibility_without_a_control_plane_changes_nothing",
@@ -186,6 +187,7 @@ def test_deb_builds_what_the_package_test_builds() -> None:
         ("attack", "test_nonsense_is_an_error_that_names_what_is_wrong"),
         ("faults", "test_every_group_is_known"),
         ("fuzz", "test_mutated_inputs_for_a_minute and token"),
+        ("soak", "test_few_samples_have_no_growth"),
     ],
 )
 def test_it_collects_without_plugins_and_one_item_runs(tree: Path, target: str, item: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DEEPEST = 40
 
 
-def query_status(path: Path, timeout: float = 2.0, uid: int | None = None) -> dict[str, Any]:
+def query_status(path: Path, timeout: float = 5.0, uid: int | None = None) -> dict[str, Any]:
     """The status behind a control socket. Blocks for ``timeout`` seconds at most; raises OSError as `ask` does.
 
     What readers rely on is there, and of its type (`kumadp.daemon.status_schema.Essentials`).

@@ -284,8 +284,7 @@ def _live(state: EpochState, event: EpochLive) -> Step:
 def _settle(state: EpochState, kind: ReloadKind, reason: str = "", first: tuple[Action, ...] = ()) -> Step:
     """A cold start is over; a reload that is still being checked is not."""
     if not state.planned:
-        # One that waited for the end of an old epoch that is gone by now.
-        return _next(state, ())
+        return state, ()
     return _next(replace(state, planned=False, request=None), (*first, *_report(state, kind, reason)))
 
 

@@ -168,11 +168,6 @@ def test_no_reload_begins_during_a_stop() -> None:
     )
 
 
-def test_a_reload_that_waits_for_an_old_envoy_is_done_although_the_current_one_ends() -> None:
-    adopted, _ = after(EpochAdopted(0, blind=False, retiring=True), ReloadRequested(WARM))
-    assert after(EpochEnded("signal 9"), state=adopted)[1] == (CheckReload(WARM),)
-
-
 def test_an_adopted_envoy_keeps_its_epoch() -> None:
     state, _ = after(EpochAdopted(4, blind=False, retiring=False), EpochLive(4))
     assert after(ReloadRequested(WARM), ReloadChecked(), state=state)[1] == (SpawnEpoch(5, repair=False),)

@@ -20,7 +20,6 @@ from tests.support.fault_load import NAME_QUERIED, FaultLoad, Traffic
 from tests.support.fault_record import FaultRecord, Watcher
 from tests.support.fault_table import ROOT
 from tests.support.file_lock import file_lock
-from tests.support.load_process import LoadProcess
 from tests.support.loaded_rig import LoadedRig
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
@@ -45,8 +44,8 @@ class FaultRig(LoadedRig):
 
     plane: XdsControlPlane
 
-    def __init__(self, folder: Path, plane: XdsControlPlane, app: LoadProcess, load: FaultLoad, *, mtls: bool) -> None:
-        super().__init__(folder, plane, app)
+    def __init__(self, folder: Path, plane: XdsControlPlane, load: FaultLoad, *, mtls: bool) -> None:
+        super().__init__(folder, plane, load)
         self.fault_load, self.mtls = load, mtls
         self.records: list[FaultRecord] = []
         self.prefix: tuple[str, ...] = ()
@@ -162,9 +161,7 @@ def open_fault_rig(*, mtls: bool) -> Iterator[FaultRig]:
         folder = Path(tempfile.mkdtemp(prefix="k"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         plane: Any = stack.enter_context(open_plane("test", folder))
-        # The load of one process must not slow down the application.
-        app, load = stack.enter_context(LoadProcess()), stack.enter_context(FaultLoad())
-        rig = FaultRig(folder, plane, app, load, mtls=mtls)
+        rig = FaultRig(folder, plane, stack.enter_context(FaultLoad()), mtls=mtls)
         stack.callback(rig.end)
         yield rig
 
