@@ -142,7 +142,7 @@ def timetable(rig: FaultRig, daemon: Daemon, course: Course) -> dict[str, tuple[
 
 
 def live(rig: FaultRig, daemon: Daemon, course: Course) -> None:
-    """Do what the timetable says until the time is over."""
+    """Follow the timetable until the time is over."""
     work = timetable(rig, daemon, course)
     due = {what: every for what, (every, _) in work.items()}
     while course.at < MINUTES * 60:
