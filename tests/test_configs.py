@@ -23,6 +23,16 @@ VARIABLES = {"name": "web-1", "address": "192.168.0.10", "service.name": "web"}
 LOADED_BY_PROMETHEUS = {"alerts.yaml", "grafana-dashboard.json"}
 # By tests/test_kubernetes.py.
 LOADED_BY_KUBERNETES = {"kubernetes-sidecar.yaml"}
+# By tests/test_compose.py.
+LOADED_BY_COMPOSE = {"compose.yaml"}
+# By tests/hosts/test_examples.py.
+RUN_ON_A_HOST = {
+    "cloud-init.yaml",
+    "ansible/playbook.yml",
+    "ansible/roles/kumadp/defaults/main.yml",
+    "ansible/roles/kumadp/handlers/main.yml",
+    "ansible/roles/kumadp/tasks/main.yml",
+}
 # By tests/integration/test_readme.py and tests/test_layout.py.
 READ_BY_PEOPLE = {"README.md"}
 LOADED_HERE = {
@@ -57,7 +67,7 @@ def load(name: str, variables: dict[str, str] | None = None) -> Resource:
 
 def test_no_file_is_forgotten() -> None:
     assert {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*") if path.is_file()} == (
-        LOADED_HERE | LOADED_BY_PROMETHEUS | LOADED_BY_KUBERNETES | READ_BY_PEOPLE
+        LOADED_HERE | LOADED_BY_PROMETHEUS | LOADED_BY_KUBERNETES | LOADED_BY_COMPOSE | RUN_ON_A_HOST | READ_BY_PEOPLE
     )
 
 

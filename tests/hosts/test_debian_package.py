@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.needs import need_program
-from tests.support.nspawn_host import in_tree, need_nspawn
+from tests.support.nspawn_host import in_tree
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600), pytest.mark.xdist_group("systemd")]
 
 SOURCES = ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list")
@@ -34,13 +32,8 @@ def clean_tree(folder: Path) -> Path:
     return tree
 
 
-def test_it_is_installed_run_and_removed_in_a_clean_tree(tmp_path: Path) -> None:
-    need_nspawn()
+def test_it_is_installed_run_and_removed_in_a_clean_tree(tmp_path: Path, package: Path) -> None:
     need_program("mmdebstrap", "mmdebstrap")
-    built = subprocess.run(
-        [ROOT / ".ci/build-deb", sys.executable, tmp_path / "deb"], check=True, capture_output=True, text=True
-    )
-    package = Path(built.stdout.strip())
     listed = subprocess.run(["dpkg-deb", "--contents", package], check=True, capture_output=True, text=True).stdout
     for name in (
         "share/man/man1/kumadp.1.gz",

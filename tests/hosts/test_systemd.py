@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.nspawn_host import NspawnHost, booted_host, need_nspawn
+from tests.support.nspawn_host import NspawnHost, booted_host
 from tests.support.poll import poll
 from tests.support.readmes import lines_of, one_block
 from tests.support.scripted_control_plane import TOKEN
@@ -73,16 +73,6 @@ standalone: {path: /etc/kumadp/web-dataplane.yaml}
 dns: {enabled: false}
 dataplane: {drainTime: 2s}
 """
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Debian package of this checkout."""
-    need_nspawn()
-    folder = tmp_path_factory.mktemp("deb")
-    done = subprocess.run([ROOT / ".ci/build-deb", sys.executable, folder], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
 
 
 @pytest.fixture(scope="module")
