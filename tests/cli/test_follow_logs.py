@@ -56,6 +56,8 @@ def test_a_file_is_followed_over_a_rotation(host: Host, file: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # It is ignored where the tests were started in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
         )
         with process:
             assert process.stdout is not None
