@@ -177,7 +177,7 @@ def test_coredns_that_cannot_be_built_is_reported_and_passed_over(tree: Path, tm
 
 def test_deb_builds_what_the_package_test_builds() -> None:
     assert ".ci/build-deb" in recipes()["deb"]
-    assert ".ci/build-deb" in re.sub(r'"\s*/\s*"', "/", (ROOT / "tests/hosts/test_debian_package.py").read_text())
+    assert ".ci/build-deb" in re.sub(r'"\s*/\s*"', "/", (ROOT / "tests/hosts/conftest.py").read_text())
 
 
 @pytest.mark.parametrize(
