@@ -87,7 +87,12 @@ def install_files(files: Sequence[InstalledFile], root: Path, *, dry_run: bool =
     """
     from kumadp.host.systemd_units import base_files
 
-    changed = [_put(file, root, dry_run, err) for file in (*base_files(_program()), *files)]
+    program = _program()
+    changed = [_put(file, root, dry_run, err) for file in (*base_files(program), *files)]
+    # Without its Python, which may be one of pyenv, it would not start either.
+    if hidden := next((path for path in (program, sys.base_prefix) if is_hidden(path)), ""):
+        hint = "install kumadp elsewhere: its Debian package, or a virtual environment in /opt"
+        click.echo(f"warning: the unit cannot see {hidden}: {hint}", err=True)
     if root == Path("/") and not dry_run:
         _make_user()
         if any(changed) and Path("/run/systemd/system").is_dir():
@@ -222,12 +227,17 @@ def _make_user() -> None:
             os.chown(path, -1, group)
 
 
+def is_hidden(path: Path | str) -> bool:
+    """Return whether a path is in a folder that the unit does not see."""
+    return any(Path(path).is_relative_to(folder) for folder in _HIDDEN)
+
+
 def _warn(value: str) -> None:
     """Print a warning about a file that the unit cannot read."""
     if not value.strip() or "://" in value:
         return
     path = Path(value).absolute()
-    if any(path.is_relative_to(folder) for folder in _HIDDEN):
+    if is_hidden(path):
         click.echo(f"warning: the unit cannot see {path}: move it, for example to /etc/kumadp", err=True)
     elif not path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         click.echo(f"warning: user kumadp cannot read {path}: chgrp kumadp {path} && chmod 640 {path}", err=True)

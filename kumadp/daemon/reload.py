@@ -12,6 +12,7 @@ from kumadp.daemon.generation_notes import log_new_notes
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.version import envoy_version
 from kumadp.errors import KumadpError
+from kumadp.probes.plan import changed_probes
 from kumadp.settings.reload import reloaded
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Reload:
         binary = await asyncio.to_thread(find_envoy, settings.binary_path)
         version = await envoy_version(binary, context.children_environment)
         notes = await self._apply(settings)
+        if note := changed_probes(settings, context.resource, resource):
+            notes.append(note)
         prepared = former
         try:
             if plane is not None:

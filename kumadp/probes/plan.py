@@ -13,6 +13,7 @@ from kumadp.host.environment import on_kubernetes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kumadp.resources.resource import Resource
     from kumadp.resources.types import Dataplane
     from kumadp.settings.model import Settings
 
@@ -51,3 +52,16 @@ def plan_probes(
     assert dataplane is not None  # noqa: S101
     host = settings.virtual_probes_address or dataplane.networking.address
     return ProbesPlan(host, own.port or settings.virtual_probes_port, ()), ""
+
+
+def changed_probes(settings: Settings, before: Resource | None, after: Resource | None) -> str:
+    """Return a note if ``probes`` of a reloaded Dataplane differ from those of the start, which are served; else ""."""
+    if settings.virtual_probes == "off" or before is None or after is None:
+        return ""
+    former, new = getattr(before.spec, "probes", None), getattr(after.spec, "probes", None)
+    if former is None or new is None:
+        is_same = former is new
+    else:
+        ports = {probes.port or settings.virtual_probes_port for probes in (former, new)}
+        is_same = former.endpoints == new.endpoints and len(ports) == 1
+    return "" if is_same else "a restart is required for the changed probes of the Dataplane"

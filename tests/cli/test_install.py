@@ -87,3 +87,21 @@ def test_a_file_that_the_unit_cannot_read(tmp_path: Path, capsys: pytest.Capture
     _warn("https://cp:5678")
     _warn("")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("base", "folder", "hidden"),
+    [
+        ("/usr", "/home/me/kumadp/.venv/bin", "/home/me/kumadp/.venv/bin/kumadp"),
+        ("/root/.pyenv/versions/3.12.1", "/opt/kumadp/bin", "/root/.pyenv/versions/3.12.1"),
+        ("/usr", "/opt/kumadp/bin", ""),
+    ],
+)
+def test_a_program_that_the_unit_cannot_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, folder: str, hidden: str
+) -> None:
+    monkeypatch.setattr("kumadp.cli.install._program", lambda: f"{folder}/kumadp")
+    monkeypatch.setattr("sys.base_prefix", base)
+    result = CliRunner().invoke(install, ["--systemd", f"--root={tmp_path}", "--dry-run"])
+    warnings = [line for line in result.output.splitlines() if line.startswith("warning: ")]
+    assert [line.split(": ")[1] for line in warnings] == ([f"the unit cannot see {hidden}"] if hidden else [])
