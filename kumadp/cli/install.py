@@ -193,9 +193,13 @@ def _settings_text(given: dict[str, str]) -> str:
 
 def _put(file: InstalledFile, root: Path, dry_run: bool, err: bool) -> bool:
     """Write a file that is missing or differs, and print that; return whether it was (or would be) written."""
-    from kumadp.host.systemd_units import differs, write
+    from kumadp.host.systemd_units import differs, packaged, write
 
     is_different = differs(file, root)
+    if is_different is None and (place := packaged(file, root)) is not None:
+        # A copy of it in /etc would hide what an upgrade of the package brings.
+        click.echo(f"unchanged {place}", err=err)
+        return False
     if is_different is False:
         click.echo(f"unchanged {file.path}", err=err)
         return False

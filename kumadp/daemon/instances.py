@@ -65,8 +65,13 @@ class Search(Struct):
     """Sockets where ours would be that are another user's, in words."""
 
     def nearest(self, name: str = "") -> list[Running]:
-        """Those (of that name) in the folders where control sockets go by default; where there are none, all."""
+        """Those (of that name) in the folders where control sockets go by default; where there are none, all.
+
+        If no data plane has the name, it may be that of a unit: ``web`` of ``kumadp@web``, in its runtime directory.
+        """
         matching = [plane for plane in self.running if not name or plane.path.name == socket_paths.socket_name(name)]
+        if not matching:
+            matching = [plane for plane in self.running if plane.path.parent == socket_paths.RUN / name]
         return [plane for plane in matching if not plane.listed] or matching
 
     def notes(self) -> str:

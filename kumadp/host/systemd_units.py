@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ USER = "kumadp"
 SETTINGS = Path("/etc/kumadp")
 _UNIT_FOLDER = Path("/etc/systemd/system")
 _USERS_FILE = Path("/etc/sysusers.d/kumadp.conf")
+# Where a package has its files instead, by folder.
+_PACKAGED = {_UNIT_FOLDER: Path("/lib/systemd/system"), _USERS_FILE.parent: Path("/usr/lib/sysusers.d")}
 # The program as the shipped units name it.
 _PROGRAM = "/usr/bin/kumadp"
 
@@ -74,6 +77,17 @@ def differs(file: InstalledFile, root: Path) -> bool | None:
         return _below(root, file.path).read_bytes() != file.content
     except FileNotFoundError:
         return None
+
+
+def packaged(file: InstalledFile, root: Path) -> Path | None:
+    """Return where the Debian package has installed a file with this content, None if it has not."""
+    folder = _PACKAGED.get(file.path.parent)
+    if folder is None:
+        return None
+    with contextlib.suppress(FileNotFoundError):
+        if _below(root, folder / file.path.name).read_bytes() == file.content:
+            return folder / file.path.name
+    return None
 
 
 def write(file: InstalledFile, root: Path) -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from kumadp.cli.install import _warn, install, uninstall
 from kumadp.errors import CommandRefused, UsageError
+from kumadp.host.systemd_units import shipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,3 +106,22 @@ def test_a_program_that_the_unit_cannot_see(
     result = CliRunner().invoke(install, ["--systemd", f"--root={tmp_path}", "--dry-run"])
     warnings = [line for line in result.output.splitlines() if line.startswith("warning: ")]
     assert [line.split(": ")[1] for line in warnings] == ([f"the unit cannot see {hidden}"] if hidden else [])
+
+
+def test_units_of_the_package_are_not_hidden_by_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kumadp.cli.install._program", lambda: "/usr/bin/kumadp")
+    options = ("--systemd", f"--root={tmp_path}", "--name=web")
+    files = run(install, *options, "--dry-run")
+    units = [line.removeprefix("would write ") for line in files if ".service" in line][:2]
+    (tmp_path / "lib/systemd/system").mkdir(parents=True)
+    for path in units:
+        name = path.rpartition("/")[2]
+        (tmp_path / "lib/systemd/system" / name).write_bytes(shipped("systemd", name))
+    lines = run(install, *options)
+    assert {"unchanged /lib/systemd/system/kumadp.service", "unchanged /lib/systemd/system/kumadp@.service"} < set(
+        lines
+    )
+    assert not (tmp_path / "etc/systemd").exists()
+    # With another program the unit has to be another one.
+    monkeypatch.setattr("kumadp.cli.install._program", lambda: "/opt/kumadp/bin/kumadp")
+    assert "wrote /etc/systemd/system/kumadp@.service" in run(install, *options)

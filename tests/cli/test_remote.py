@@ -6,7 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from kumadp.core.status import Status
+from kumadp.daemon.instances import Running, Search
 from kumadp.errors import HandoverFailed
+from kumadp.host.net.socket_paths import RUN
 
 if TYPE_CHECKING:
     from tests.support.instances import Host
@@ -89,3 +91,14 @@ def test_a_timeout_that_is_not_a_duration(host: Host) -> None:
     done = host.run("reload", "--timeout=5")
     assert done.returncode == 64
     assert "--timeout: '5' is not a duration" in done.stderr
+
+
+def test_a_unit_s_name_is_taken_if_no_data_plane_has_it() -> None:
+    of_unit = Running(RUN / "web" / "web-1.control", 995, 1)
+    other = Running(RUN / "api" / "api-1.control", 995, 2)
+    search = Search([of_unit, other])
+    assert search.nearest("web-1") == search.nearest("web") == [of_unit]
+    assert search.nearest("api-1") == [other]
+    assert search.nearest("..") == search.nearest("/run/kumadp") == []
+    named = Running(RUN / "x" / "web.control", 995, 3)
+    assert Search([of_unit, named]).nearest("web") == [named]
