@@ -15,6 +15,7 @@ from kumadp.host.reexec import handover, interim_responder
 from kumadp.host.reexec import inherited_sockets as inherited
 from kumadp.host.reexec.handover import collect
 from kumadp.host.reexec.interim_responder import CHECK_VARIABLE, VARIABLE
+from tests.support.descriptors import open_descriptors
 from tests.support.poll import poll
 from tests.support.ports import free_ports
 
@@ -143,7 +144,9 @@ def test_a_host_without_a_further_thread_only_lets_clients_wait(
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    previous = open_descriptors()
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         begin(READY)
+    assert open_descriptors() <= previous
     assert waits(places[0])

@@ -94,7 +94,9 @@ class _InterimResponder:
         try:
             threading.Thread(target=self._run, name="interim", daemon=True).start()
         except RuntimeError:
-            self._close_listeners(self._listening.copy())
+            with self._selector:
+                self._close_listeners(self._listening.copy())
+            self._close_wakeup()
             raise
 
     def stop(self, address: object) -> None:
@@ -116,6 +118,9 @@ class _InterimResponder:
                     self._on_time_over(client)
                 if now > self._until:
                     self._close_listeners(self._listening.copy())
+        self._close_wakeup()
+
+    def _close_wakeup(self) -> None:
         self._wakeup.close()
         self._wake.close()
 
