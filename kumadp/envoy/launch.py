@@ -40,9 +40,16 @@ def configured_by(context: Context) -> str:
 def launch_description(context: Context, prepared: Prepared, binary: Path) -> tuple[str, ...]:
     """Return how Envoy is launched, without its bootstrap, and with what shows an upgraded binary. May block."""
     argv = launch_argv(context.settings, prepared, binary)
+    return (described(binary), configured_by(context), *(part for part in argv[1:] if part != argv[2]))
+
+
+def described(binary: Path) -> str:
+    """Return the path of a program with what differs once another one is installed there. May block.
+
+    Not its inode: a package that brings the same program again does not have Envoy replaced.
+    """
     file = binary.stat()
-    program = f"{argv[0]} {file.st_ino} {file.st_mtime_ns}"
-    return (program, configured_by(context), *(part for part in argv[1:] if part != argv[2]))
+    return f"{binary} {file.st_size} {file.st_mtime_ns}"
 
 
 def restart_budget(settings: Settings, environ: Mapping[str, str]) -> int:
