@@ -95,10 +95,11 @@ async def test_the_first_query_for_the_version_takes_it_and_the_next_runs_the_pr
 
 
 async def test_the_version_of_coredns(tmp_path: Path) -> None:
-    coredns = script_of(tmp_path, "echo CoreDNS-1.14.7 >&2")
+    runs = tmp_path / "runs"
+    coredns = script_of(tmp_path, f"echo run >>{runs}\necho CoreDNS-1.14.7 >&2")
     begin_early(coredns, "--version", environment=ENVIRONMENT, with_errors=True)
-    coredns.unlink()
     assert await coredns_version(coredns, ENVIRONMENT) == "1.14.7"
+    assert runs.read_text().count("run") == 1
 
 
 def test_what_cannot_be_run_is_left_to_the_query(tmp_path: Path) -> None:
