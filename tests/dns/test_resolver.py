@@ -315,6 +315,19 @@ async def test_envoys_filter_is_queried_first_in_lower_case_and_for_names_of_the
         assert [query.question[0].name.to_text() for query in other.queries] == ["Www.example.com.", "www.example.com."]
 
 
+async def test_a_query_that_came_just_before_its_name_is_answered_with_it(resolver: Resolver) -> None:
+    resolver.table = Table((), suffixes=["mesh"], filtered=True)
+    async with Upstream().serving() as envoy:
+        resolver.upstreams.envoy = (HOST, envoy.port)
+        reply = asyncio.get_running_loop().create_future()
+        resolver.answer_udp(dns.message.make_query("backend.mesh", "A").to_wire(), (HOST, 1053), reply.set_result)
+        # The filter goes with the same change.
+        resolver.upstreams.envoy = None
+        resolver.table = Table(RECORDS, suffixes=["mesh"])
+        async with asyncio.timeout(10):
+            assert texts(dns.message.from_wire(await reply)) == ["240.0.0.1"]
+
+
 async def test_many_queries_on_one_connection_are_answered_as_soon_as_they_are_ready(resolver: Resolver) -> None:
     async with Upstream().serving() as upstream:
         upstream.silent = True

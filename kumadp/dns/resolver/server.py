@@ -205,7 +205,8 @@ class Resolver:
             return None
         query = _PendingQuery()
         pending.add(name, query)
-        query.task = asyncio.get_running_loop().create_task(self._resolve(query, forward, data, transport, reply))
+        task = self._resolve(query, forward, data, transport, reply, self.table)
+        query.task = asyncio.get_running_loop().create_task(task)
         self._tasks.add(query.task)
         query.task.add_done_callback(self._tasks.discard)
         query.task.add_done_callback(lambda _: pending.remove(name, query))
@@ -218,11 +219,17 @@ class Resolver:
         data: bytes,
         transport: Transport,
         reply: Callable[[bytes], object],
+        table: Table,
     ) -> None:
         # Names may come while Envoy's filter is silent.
         names_due = self.names_due
+        # And after the query was received: without a filter that could be queried, the new table has the answer.
+        renewed = answer(data, self.table, transport) if self.table is not table else None
         try:
-            reply_data = await self.upstreams.resolve(forward, data, transport)
+            if isinstance(renewed, bytes):
+                reply_data = renewed
+            else:
+                reply_data = await self.upstreams.resolve(renewed or forward, data, transport)
             if names_due is not None and forward.in_mesh and code_of(reply_data) == SERVFAIL:
                 reply_data = await self._answer_once_named(names_due, data, transport) or reply_data
         except asyncio.CancelledError:
