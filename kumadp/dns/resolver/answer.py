@@ -42,11 +42,8 @@ _MOST_CACHED = 10_000
 def fast_answer(data: bytes, table: Table) -> bytes | None:
     """Answer a plain UDP query for a name of the table, and return None for any other: the common case, optimised.
 
-    Answers are cached by the bytes of the query, without its number.
+    The answer is cached in the table by the bytes of the query, without its number; `UdpSocket` looks there first.
     """
-    cached = table.cache.get(data[2:])
-    if cached is not None:
-        return data[:2] + cached
     answer = _fast_answer(data, table)
     if answer is None:
         return None

@@ -97,7 +97,7 @@ class UdpSocket:
         try:
             for _ in range(BURST):
                 data, peer = receive(_LARGEST)
-                # As in `fast_answer`: the call would cost a tenth of an answer.
+                # Here, not in `fast_answer`: the call would cost a tenth of an answer.
                 answer = cached.get(data[2:])
                 reply = data[:2] + answer if answer is not None else fast_answer(data, table)
                 if reply is None:
