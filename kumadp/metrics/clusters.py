@@ -132,12 +132,9 @@ def _summed(buffered: list[bytes]) -> Iterator[bytes]:
                 values[series] = value
         # An empty piece, so that the caller can give the event loop a turn.
         yield b""
-    for series, number in sums.items():
-        values[series] = _text(number)
-    del sums
     size, lines = 0, []
     for series, value in values.items():
-        lines.append(b"%b %b\n" % (series, value))
+        lines.append(b"%b %b\n" % (series, _text(sums[series]) if series in sums else value))
         size += len(lines[-1])
         if size > SLICE:
             yield b"".join(lines)
