@@ -188,9 +188,11 @@ class DemoStage:
         ports = self.ports
         dns = ("--dns-coredns-port", ports.dns, "--dns-envoy-port", ports.envoy_dns)
         metrics = ("--dns-prometheus-port", ports.dns_metrics)
-        mesh = ("--standalone", self.mesh, "--name", NAME, "--work-dir", self.folder / "work")
+        mesh = ("--standalone", self.mesh, "--name", NAME)
+        # Not /var/lib/kumadp, where crash records of root's demo would outlive it.
+        folders = ("--work-dir", self.folder / "work", "--state-dir", self.folder / "state")
         fate = ("--on-parent-death", "kill")
-        return tuple(map(str, ("run", *mesh, "--drain-time", self.drain_time, *fate, *dns, *metrics)))
+        return tuple(map(str, ("run", *mesh, *folders, "--drain-time", self.drain_time, *fate, *dns, *metrics)))
 
     async def start(self) -> None:
         """Start the workloads, wait for them, start `kumadp run`. Raises SpawnError."""
