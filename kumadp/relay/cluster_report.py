@@ -1,6 +1,6 @@
 """What Envoy's admin shows of its clusters, from which follows whether it has rejected those that it does not answer.
 
-Envoy 1.40 keeps a cluster that it rejects late among those that warm, and sends nothing about clusters meanwhile; its
+Envoy 1.40 keeps a cluster that it rejects late among those that warm, and sends nothing about clusters until then; its
 admin shows them, and the version that it has accepted last.
 """
 
