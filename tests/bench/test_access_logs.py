@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.test_start import pss
 from tests.support.log_sink import Sink
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.process_memory import pss
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(120)]
 

@@ -16,12 +16,13 @@ import pytest
 
 from tests.bench.figures import ROUNDS
 from tests.bench.sides import in_turn
-from tests.bench.test_start import note, processor_time, pss, rest
+from tests.bench.test_start import note, processor_time, rest
 from tests.support.daemon import Ports, get, workload
 from tests.support.kuma_control_plane import control_plane
 from tests.support.kuma_resources import dataplane
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
+from tests.support.process_memory import pss
 
 if TYPE_CHECKING:
     from tests.bench.figures import Figures

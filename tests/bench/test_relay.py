@@ -25,9 +25,10 @@ from grpclib.server import Server
 from kumadp.relay.dialect import Sotw
 from kumadp.relay.messages import CLUSTER, Request, Response, encode_response
 from kumadp.relay.protobuf import field_bytes, field_text
-from tests.bench.test_start import note, pss, rest
+from tests.bench.test_start import note, rest
 from tests.relay.test_downstream import Raw
 from tests.support.poll import poll, poll_async
+from tests.support.process_memory import pss
 from tests.support.relay_stage import NODE, RelayStage, stage
 from tests.support.xds.resources import static_cluster
 

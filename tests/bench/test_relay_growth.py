@@ -28,6 +28,7 @@ from tests.bench.test_relay import WINDOW, Process
 from tests.bench.test_start import processor_time
 from tests.relay.test_downstream import Raw
 from tests.support.poll import poll_async
+from tests.support.process_memory import pss
 from tests.support.relay_stage import NODE, RelayStage, stage
 from tests.support.xds.journal import Kind
 
@@ -82,11 +83,6 @@ class Client:
         await self.stream.send_message(
             Request(type_url, version, names=self.names.get(type_url, ()), nonce=nonce).encode()
         )
-
-
-def memory(pid: int) -> float:
-    """What a process holds (PSS, MiB)."""
-    return float(psutil.Process(pid).memory_full_info().pss) / MIB
 
 
 def peak(pid: int) -> float:
@@ -161,7 +157,7 @@ async def measure(
             loop = asyncio.get_running_loop()
             first = await change(at, process, client, begin, TYPES)
             assert all(len(client.last[kind].by_name) >= large.services for kind in TYPES)
-            first["memory held, MiB"] = memory(process.pid) - base
+            first["memory held, MiB"] = pss(process.pid) - base
             result["the first time"] = {what: [figure] for what, figure in first.items()}
             for what, types in CHANGES.items():
                 if delta and not types:
@@ -170,7 +166,7 @@ async def measure(
                 make = functools.partial(large.change, *types) if types else renew
                 costs = [await change(at, process, client, make, types) for _ in range(ROUNDS)]
                 result[what] = {of: [cost[of] for cost in costs if of in cost] for of in costs[0]}
-            result["in the end"] = {"memory held, MiB": [memory(process.pid) - base]}
+            result["in the end"] = {"memory held, MiB": [pss(process.pid) - base]}
             running[0].cancel()
             await stream.cancel()
     return result
@@ -198,7 +194,7 @@ def figures_of(folder: Path, services: int, *, delta: bool, lag: bool) -> dict[s
         at.plane.faults.linger = 0.0
         large = LargeMesh(at.plane.mesh(NODE), services)
         without = Process(at, "uvloop", "--without")
-        base = memory(without.pid)
+        base = pss(without.pid)
         without.close()
         process = Process(at, "uvloop", *options)
         try:

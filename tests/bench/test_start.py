@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from tests.bench.figures import ROUNDS
@@ -26,6 +25,7 @@ from tests.support.daemon import Ports, get, run_kumadp, workload, write_mesh
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.process_memory import pss
 
 if TYPE_CHECKING:
     from tests.bench.figures import Figures
@@ -36,16 +36,10 @@ pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
 # The first round reads the program from disk; it does not count.
 WARM_UP = 1
 REST_SECONDS = 3.0
-MIB = 1024 * 1024
 
 
 def note(table: list[tuple[str, str, str]], what: str, unit: str, values: list[float]) -> None:
     table.append((what, f"{statistics.median(values):.2f} {unit}", " ".join(f"{value:.2f}" for value in values)))
-
-
-def pss(pid: int) -> float:
-    """Proportional set size in MiB."""
-    return float(psutil.Process(pid).memory_full_info().pss) / MIB
 
 
 def wait_for_answer(port: int) -> None:

@@ -21,11 +21,12 @@ from tests.bench.sides import in_turn
 from tests.bench.test_failures import Service, Stream, kill_envoy, stream_during
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_policy import fill
-from tests.bench.test_start import processor_time, pss
+from tests.bench.test_start import processor_time
 from tests.support.daemon import Ports, get, workload
 from tests.support.kuma_control_plane import control_plane
 from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
+from tests.support.process_memory import pss
 
 if TYPE_CHECKING:
     from tests.bench.figures import Figures

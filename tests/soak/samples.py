@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+
+from tests.support.descriptors import open_descriptors
+from tests.support.process_memory import pss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,16 +23,12 @@ Point = tuple[float, float]
 
 def measure(pid: int) -> dict[str, float]:
     """Return numbers of descriptors, sockets and threads of a process, and its proportional memory (PSS) in MiB."""
-    links = []
-    for path in list(Path(f"/proc/{pid}/fd").iterdir()):
-        with contextlib.suppress(FileNotFoundError):
-            links.append(str(path.readlink()))
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    descriptors = open_descriptors(pid)
     return {
-        "descriptors": len(links),
-        "sockets": sum(link.startswith("socket:") for link in links),
+        "descriptors": len(descriptors),
+        "sockets": sum(target.startswith("socket:") for _, target in descriptors),
         "threads": psutil.Process(pid).num_threads(),
-        "memory": next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")) / 1024,
+        "memory": pss(pid),
     }
 
 
