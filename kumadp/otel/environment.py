@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 SIGNALS = ("traces", "logs", "metrics")
 GRPC, HTTP = "grpc", "http/protobuf"
 _PREFIX = "OTEL_EXPORTER_OTLP_"
-# Kuma's names of the fields, and the suffixes of their variables.
 # Of a timeout in milliseconds; more are none that anybody means.
 _MOST_DIGITS = 18
+# Kuma's names of the fields, and the suffixes of their variables.
 _FIELDS = {
     "endpoint": "ENDPOINT",
     "protocol": "PROTOCOL",
