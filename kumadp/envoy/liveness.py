@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from kumadp.bootstrap.admin_address import UnixAdmin
+from kumadp.host.process_identity import stat_fields
 from kumadp.process.progress import Progress, used_or
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ async def get_state(admin: AdminAddress, timeout: float) -> str:
 def is_stopped(pid: int) -> bool:
     """Return whether a process is stopped by a signal (proc_pid_stat(5)); False if that cannot be read."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        fields = stat_fields(Path(f"/proc/{pid}/stat").read_bytes())
     except OSError:
         return False
-    return text.rpartition(")")[2].split()[:1] == ["T"]
+    return fields[:1] == [b"T"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct, field
 
 from kumadp.host.descriptors import is_gone
+from kumadp.host.process_identity import stat_fields
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -40,12 +41,11 @@ def main_thread_ticks(pid: int) -> int | None:
     Raises OSError if it cannot be read: too many open files mean nothing for the process.
     """
     try:
-        text = Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace")
+        fields = stat_fields(Path(f"/proc/{pid}/task/{pid}/stat").read_bytes())
     except OSError as error:
         if is_gone(error):
             return None
         raise
-    fields = text.rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
 
