@@ -9,14 +9,12 @@ from msgspec import Struct
 
 from kumadp.errors import BinaryNotFound
 from kumadp.host.programs import is_foreign
-from kumadp.process.early_output import take_early
 from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-VERSION = "--version"
 DEADLINE = 10.0
 # Envoy's minor versions that Kuma 2.8.0 to 2.14.3 and 3.0 (development snapshot of 2026-08-21) ship with, each with the
 # first patch that one of them has, and the Kuma versions (`ENVOY_VERSION` of their builds).
@@ -66,11 +64,7 @@ async def envoy_version(path: Path, environment: Mapping[str, str], deadline: fl
     Kuma 2.8: the text after ``version:`` has five parts.
     """
     try:
-        early = take_early(path, VERSION)
-        if early is not None:
-            text = await early.text(deadline)
-        else:
-            text = await output_of(path, VERSION, environment=environment, deadline=deadline)
+        text = await output_of(path, "--version", environment=environment, deadline=deadline)
     except TimeoutError:
         raise BinaryNotFound(
             f"{path} --version did not end within {deadline:g} s", "name Envoy with --binary-path"

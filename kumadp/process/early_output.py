@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_OUTPUT = 64 * 1024
-_REAPED_WITHIN = 1.0
+# Seconds until the kernel has ended what was killed.
+REAPED_WITHIN = 1.0
 
 
 class EarlyOutput:
@@ -48,7 +49,7 @@ class EarlyOutput:
         assert self._process.stdout is not None  # noqa: S101 - as it was made
         self._process.stdout.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_REAPED_WITHIN)
+            self._process.wait(REAPED_WITHIN)
 
     def _read(self, deadline: float) -> str:
         try:
@@ -80,7 +81,7 @@ _begun: dict[tuple[str, ...], EarlyOutput] = {}
 
 
 def begin_early(program: Path, *arguments: str, environment: Mapping[str, str], with_errors: bool = False) -> None:
-    """Run a program now, for the first `take_early` of the same command line. What fails is left to that call."""
+    """Run a program now, for the first `output_of` of the same command line. What fails is left to that call."""
     argv = (str(program), *arguments)
     if argv not in _begun:
         with contextlib.suppress(OSError):

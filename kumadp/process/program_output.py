@@ -8,15 +8,14 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from kumadp.process.early_output import MAX_OUTPUT, REAPED_WITHIN, take_early
 from kumadp.process.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-MAX_OUTPUT = 64 * 1024
 ENDED = "ended with"
-_REAPED_WITHIN = 1.0
 
 
 async def output_of(
@@ -29,11 +28,14 @@ async def output_of(
 ) -> str:
     """Return the program's standard output (``with_errors``: and standard error), at most 64 KiB.
 
+    Takes the run of this command line that was begun early, if there is one (`kumadp.process.early_output`).
     With ``with_errors`` the last line of one that a signal has ended is "ended with signal ..." (`ENDED`).
     Leaves no process behind, also if cancelled. Raises TimeoutError if the program does not end within ``deadline``
     seconds (``while_moving``: that many seconds without progress, see `kumadp.process.progress`), and OSError if it
     cannot be run.
     """
+    if (early := take_early(program, *arguments)) is not None:
+        return await early.text(deadline)
     process = await asyncio.create_subprocess_exec(
         program,
         *arguments,
@@ -57,7 +59,7 @@ async def output_of(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REAPED_WITHIN):
+            async with asyncio.timeout(REAPED_WITHIN):
                 # Read to the end: only that closes the pipe.
                 while process.stdout is not None and await process.stdout.read(MAX_OUTPUT):
                     pass

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.process.program_output import MAX_OUTPUT, output_of
+from kumadp.process.early_output import MAX_OUTPUT
+from kumadp.process.program_output import output_of
 from tests.support.poll import poll, poll_async
 
 if TYPE_CHECKING:

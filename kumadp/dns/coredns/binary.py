@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.host.programs import find_program
-from kumadp.process.early_output import take_early
 from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.dns")
 
-VERSION = "--version"
 DEADLINE = 10.0
 """For a run of the binary, in seconds."""
 DEFAULT = "coredns"
@@ -30,14 +28,12 @@ def find_coredns(path: str) -> Path | None:
 
 async def coredns_version(path: Path, environment: Mapping[str, str]) -> str:
     """Return its version, such as 1.14.7 (``CoreDNS-1.14.7`` in the output of ``--version``), empty if unknown."""
-    match = re.search(r"CoreDNS-(\S+)", await _output(path, VERSION, environment))
+    match = re.search(r"CoreDNS-(\S+)", await _output(path, "--version", environment))
     return match[1] if match else ""
 
 
 async def _output(path: Path, argument: str, environment: Mapping[str, str]) -> str:
     try:
-        if (early := take_early(path, argument)) is not None:
-            return await early.text(DEADLINE)
         return await output_of(path, argument, environment=environment, deadline=DEADLINE, with_errors=True)
     except TimeoutError:
         return ""
