@@ -18,9 +18,10 @@ import pytest
 from kumadp.errors import PortsTaken
 from kumadp.host.net import listening
 from kumadp.host.net.interfaces import interface_addresses, local_addresses
-from kumadp.host.net.listening import is_held_by, listening_addresses, listening_sockets
+from kumadp.host.net.listening import hosts_by_both, is_held_by, listening_addresses, listening_sockets
 from kumadp.host.net.ports import BindAddress, check_ports, holder_of
 from tests.support.ports import free_port, free_ports
+from tests.support.scripts import running_script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -193,22 +194,30 @@ def test_where_a_process_listens() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as four,
         socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
-        subprocess.Popen([sys.executable, "-c", LISTEN, "0"], stdout=subprocess.PIPE) as other,
+        running_script(LISTEN, "0") as other,
     ):
-        try:
-            ours = {four.getsockname()[:2], six.getsockname()[:2]}
-            assert ours <= listening_addresses(os.getpid())
-            assert other.stdout is not None
-            other.stdout.readline()
-            theirs = listening_addresses(other.pid)
-            assert len(theirs) == 1
-            assert not theirs & ours
-            port = four.getsockname()[1]
-            assert ("127.0.0.1", port) in {(row.host, row.port) for row in listening_sockets(port)}
-            assert {row.port for row in listening_sockets(port)} == {port}
-        finally:
-            other.kill()
-    assert not listening_addresses(other.pid)
+        ours = {four.getsockname()[:2], six.getsockname()[:2]}
+        assert ours <= listening_addresses(os.getpid())
+        theirs = listening_addresses(other)
+        assert len(theirs) == 1
+        assert not theirs & ours
+        port = four.getsockname()[1]
+        assert ("127.0.0.1", port) in {(row.host, row.port) for row in listening_sockets(port)}
+        assert {row.port for row in listening_sockets(port)} == {port}
+    assert not listening_addresses(other)
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.7", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_where_a_process_has_a_port_by_udp_and_tcp(host: str, family: socket.AddressFamily) -> None:
+    port = free_port()
+    with socket.socket(family, socket.SOCK_DGRAM) as udp, running_script(LISTEN, "0") as other:
+        udp.bind((host, port))
+        assert not hosts_by_both(os.getpid(), port)
+        with socket.create_server((host, port), family=family):
+            assert hosts_by_both(os.getpid(), port) == {host}
+            assert not hosts_by_both(other, port)
+        assert not hosts_by_both(os.getpid(), port)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -245,14 +254,9 @@ def test_who_would_answer_a_connection(bound: str) -> None:
 def test_who_listens_on_the_address_itself_answers_before_who_listens_on_all() -> None:
     port = free_port()
     with (
-        subprocess.Popen([sys.executable, "-c", LISTEN, str(port)], stdout=subprocess.PIPE) as other,
+        running_script(LISTEN, str(port)) as other,
         socket.create_server(("::", port), family=socket.AF_INET6),
     ):
-        try:
-            assert other.stdout is not None
-            other.stdout.readline()
-            assert is_held_by([other.pid], "127.0.0.1", port)
-            assert not is_held_by([os.getpid()], "127.0.0.1", port)
-            assert is_held_by([os.getpid()], "127.0.0.9", port)
-        finally:
-            other.kill()
+        assert is_held_by([other], "127.0.0.1", port)
+        assert not is_held_by([os.getpid()], "127.0.0.1", port)
+        assert is_held_by([os.getpid()], "127.0.0.9", port)

@@ -6,14 +6,13 @@ import asyncio
 import logging
 import re
 import signal
-import socket
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import psutil
 from msgspec import Struct
 
 from kumadp.dns.coredns.health_check import missing_transports
 from kumadp.errors import KumadpError
+from kumadp.host.net.listening import hosts_by_both
 from kumadp.process.restart_policy import ChildState
 from kumadp.process.supervisor import PreviousDeaths, Supervisor, SupervisorOptions
 
@@ -216,7 +215,7 @@ class CoreDnsComponent:
         child.watch_output(self._on_output)
         while True:
             # Before CoreDNS has bound the port, the fallback would answer our health check.
-            bound = await _poll(lambda: asyncio.to_thread(_bound_by, child.pid, self._port))
+            bound = await _poll(lambda: asyncio.to_thread(hosts_by_both, child.pid, self._port))
             await _poll(self._answers)
             # On addresses that CoreDNS has bound alone, the fallback opens sockets only now.
             await self._open_fallback(bound)
@@ -275,21 +274,3 @@ async def _poll(check: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.5)
     return result
-
-
-def _bound_by(pid: int, port: int) -> frozenset[str]:
-    """Return the addresses on which a process has the port by UDP and TCP; none if we may not know. May block."""
-
-    try:
-        connections = psutil.Process(pid).net_connections("inet")
-    except psutil.Error:
-        return frozenset()
-    udp, tcp = (
-        {
-            connection.laddr[0]
-            for connection in connections
-            if connection.laddr[1:] == (port,) and connection.type == kind and connection.status == status
-        }
-        for kind, status in ((socket.SOCK_DGRAM, psutil.CONN_NONE), (socket.SOCK_STREAM, psutil.CONN_LISTEN))
-    )
-    return frozenset(udp & tcp)

@@ -1,8 +1,9 @@
-"""TCP sockets that listen on this host, and whose they are."""
+"""Sockets that listen on this host, and whose they are."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -28,7 +29,8 @@ def listening_sockets(port: int = 0) -> list[ListeningSocket]:
     except OSError as error:
         if is_exhausted(error):
             raise
-        return [row for row in _read_from_proc() if not port or row.port == port]
+        rows = itertools.chain(sockets_in_table("tcp"), sockets_in_table("tcp6"))
+        return [row for row in rows if not port or row.port == port]
 
 
 def listening_addresses(pid: int) -> set[tuple[str, int]]:
@@ -45,6 +47,20 @@ def listening_addresses(pid: int) -> set[tuple[str, int]]:
     except (FileNotFoundError, ProcessLookupError):
         return set()
     return {(row.host, row.port) for row in rows if f"socket:[{row.inode}]" in links}
+
+
+def hosts_by_both(pid: int, port: int) -> frozenset[str]:
+    """Return the hosts on which a process has a port by UDP and TCP; none if we may not know. May block."""
+    try:
+        links = set(descriptors(pid))
+        udp = itertools.chain(sockets_in_table("udp"), sockets_in_table("udp6"))
+        by_udp, by_tcp = (
+            {row.host for row in rows if row.port == port and f"socket:[{row.inode}]" in links}
+            for rows in (udp, listening_sockets(port))
+        )
+    except OSError:
+        return frozenset()
+    return frozenset(by_udp & by_tcp)
 
 
 def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
@@ -76,21 +92,24 @@ def _visible_descriptors(pid: int) -> Iterator[str]:
         yield from descriptors(pid)
 
 
-def address_in_row(column: str) -> tuple[str, int]:
+def _address_in_row(column: str) -> tuple[str, int]:
     """Return address and port of a row: 32-bit words in this machine's byte order, in hexadecimal (proc_net_tcp)."""
     words, _, port = column.partition(":")
     packed = b"".join(int(words[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(words), 8))
     return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
 
 
-def _read_from_proc() -> Iterator[ListeningSocket]:
-    for name in ("tcp", "tcp6"):
-        with contextlib.suppress(FileNotFoundError), Path("/proc/net", name).open() as rows:
-            next(rows)
-            for row in rows:
-                columns = row.split()
-                if columns[3] != "0A":
-                    # Listening sockets come first (Linux, net/ipv4/tcp_ipv4.c: tcp_get_idx).
-                    break
-                host, port = address_in_row(columns[1])
-                yield ListeningSocket(host, port, int(columns[7]), int(columns[9]))
+def sockets_in_table(name: str) -> Iterator[ListeningSocket]:
+    """Yield the sockets of a table in /proc/net: ``udp``, ``udp6``; of ``tcp``, ``tcp6`` those that listen. May block.
+
+    None if this kernel has no such table. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError), Path("/proc/net", name).open() as rows:
+        next(rows)
+        for row in rows:
+            columns = row.split()
+            if name.startswith("tcp") and columns[3] != "0A":
+                # Listening sockets come first (Linux, net/ipv4/tcp_ipv4.c: tcp_get_idx).
+                break
+            host, port = _address_in_row(columns[1])
+            yield ListeningSocket(host, port, int(columns[7]), int(columns[9]))

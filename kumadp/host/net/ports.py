@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, is_ip, overlap, socket_address, with_port
 from kumadp.errors import PortsTaken, Problem
-from kumadp.host.net.listening import address_in_row
+from kumadp.host.net.listening import sockets_in_table
 from kumadp.host.reexec import inherited_sockets as inherited
 
 if TYPE_CHECKING:
@@ -155,20 +155,14 @@ def _user_of(address: BindAddress) -> str:
     import pwd
 
     for name in (address.protocol, address.protocol + "6"):
-        try:
-            rows = Path("/proc/net", name).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for row in rows:
-            columns = row.split()
-            host, port = address_in_row(columns[1])
-            listens = address.protocol == "udp" or columns[3] == "0A"
-            if listens and port == address.port and overlap(host, address.host):
-                uid = int(columns[7])
+        with contextlib.suppress(OSError):
+            for row in sockets_in_table(name):
+                if row.port != address.port or not overlap(row.host, address.host):
+                    continue
                 try:
-                    return f"a process of user {pwd.getpwuid(uid).pw_name}"
+                    return f"a process of user {pwd.getpwuid(row.uid).pw_name}"
                 except KeyError:
-                    return f"a process of user id {uid}"
+                    return f"a process of user id {row.uid}"
     return "a process that is not visible here"
 
 

@@ -27,7 +27,7 @@ _ID_AT, _OWNER_AT, _MESSAGE_SIZE = 4, 64, 72
 
 
 class ListeningSocket(Struct, frozen=True):
-    """A listening TCP socket: the address it is bound to, its user id, its inode."""
+    """A TCP socket that listens, or a UDP socket: the address it is bound to, its user id, its inode."""
 
     host: str
     port: int
