@@ -52,10 +52,12 @@ class UpstreamRequests:
         Kuma 2.13 to 3.0 counts the acknowledgement, whatever its nonce, and does not hold back its next response for
         5 s, as it does after a rejection; its delta stream would show the rejection until then.
         """
-        if not self.is_open or subscription.open or not subscription.refused or subscription.latest is None:
+        latest = subscription.latest
+        # What was rejected can also be one that was dropped unread, which no Envoy has.
+        if not subscription.refused or latest is None or latest.response.nonce != subscription.nonce:
             return []
         subscription.refused = False
-        return [self._request(subscription, subscription.latest.response.version, b"")]
+        return [self._request(subscription, latest.response.version, b"")]
 
     def _request(self, subscription: Subscription, version: str, error: bytes) -> SendUp:
         node, self._introduced = b"" if self._introduced else self.node, True

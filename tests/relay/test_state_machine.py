@@ -43,6 +43,18 @@ def test_a_dropped_response_is_rejected_once_and_envoys_keep_the_previous_one() 
     assert bench.took_up() == [Request(CLUSTER, "v3", nonce=nonce)]
 
 
+def test_a_dropped_response_stays_rejected_while_envoys_accept_the_previous_one() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.do(bench.machine.upstream_refused(Outline(CLUSTER, "v2", "77"), "too large"))
+    bench.took_up()
+    bench.envoy(2, 1)
+    bench.request(2, CLUSTER)
+    bench.ack(2, CLUSTER)
+    bench.live(1)
+    assert bench.took_up() == []
+
+
 def test_an_unrequested_dropped_response_is_not_answered() -> None:
     bench = Bench()
     bench.serving()
