@@ -67,8 +67,9 @@ class Exchange:
     changes no others. ``version`` is the one that Envoy has fully accepted. ``narrowing`` has what it rejected.
     ``overtaken``: when it counts as jammed (seconds, -inf: to be set), once later ones are answered;
     ``postponed``: then Envoy still waited for resources that it has requested. ``cures``, ``settling``: see `doubt`.
-    ``query_at``: when Envoy's admin is queried about clusters in flight (seconds, -inf: to be set); ``warming``: the
-    names of those that it showed; ``warms``: it has accepted the response, by what it showed.
+    ``query_at``: when Envoy's admin is queried about clusters in flight (seconds, -inf: to be set), ``query_pause``
+    after the query before; ``warming``: the names of those that it showed; ``warms``: it has accepted the response, by
+    what it showed.
     """
 
     def __init__(self, names: tuple[str, ...], *, wildcard: bool, partial: bool = False, version: str = "") -> None:
@@ -89,7 +90,7 @@ class Exchange:
         self.cures = False
         self.settling = False
         self.query_at = -inf
-        self.queries = 0
+        self.query_pause = 0.0
         self.warming: frozenset[str] = frozenset()
         self.warms = False
         self._withdrawn: set[Key] = set()
@@ -204,7 +205,7 @@ class Exchange:
         """Mark a response with these resources as in flight; return the encoded nonce to send after it."""
         self.sent, self._parts, self.nonce, self.waiting = offer, names, nonce, True
         self.overtaken, self.postponed = None, False
-        self.query_at, self.queries, self.warming, self.warms = -inf, 0, frozenset(), False
+        self.query_at, self.warming, self.warms = -inf, frozenset(), False
         self.answer, self.judged = None, False
         self._awaited.difference_update(names)
         self.cures = self.cures and bool(self.narrowing.pending)

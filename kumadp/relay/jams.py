@@ -62,13 +62,14 @@ class JamGuard:
         """Set times; return the streams with clusters about which Envoy's admin is to be queried."""
         due = []
         for down, exchange in self._waiting():
-            pause = min(QUERY_AFTER * GROWTH**exchange.queries, LONGEST_PAUSE)
             if exchange.query_at == -inf:
-                exchange.query_at = now + pause
+                exchange.query_pause = QUERY_AFTER
             elif exchange.query_at <= now:
-                exchange.query_at = now + min(pause * GROWTH, LONGEST_PAUSE)
-                exchange.queries += 1
+                exchange.query_pause = min(exchange.query_pause * GROWTH, LONGEST_PAUSE)
                 due.append((down, exchange))
+            else:
+                continue
+            exchange.query_at = now + exchange.query_pause
         return due
 
     def unrequested(self, now: float) -> list[EnvoyStream]:

@@ -48,6 +48,14 @@ def test_the_admin_is_queried_while_clusters_are_unanswered(bench: Bench) -> Non
     assert bench.machine.next_tick() is None
 
 
+def test_the_admin_is_queried_each_minute_for_days(bench: Bench) -> None:
+    due = 0.0
+    for _ in range(2000):
+        due = bench.machine.next_tick() or 0.0
+        assert len(bench.machine.tick(due)) == 1
+    assert bench.machine.next_tick() == due + LONGEST_PAUSE
+
+
 def test_it_is_not_queried_if_nobody_answers() -> None:
     bench = Bench()
     bench.serving()
