@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from kumadp.relay.envoy_streams import EnvoyStream
     from kumadp.relay.envoys import Envoys
-    from kumadp.relay.exchange import Exchange
+    from kumadp.relay.exchange import EnvoyAnswer, Exchange
     from kumadp.relay.held_clusters import HeldClusters
+    from kumadp.relay.offer import EnvoyOffer
     from kumadp.relay.resources import Key
     from kumadp.relay.subscription import Subscription
     from kumadp.relay.upstream_requests import UpstreamRequests
@@ -67,7 +68,7 @@ class Judge:
             if subscription.type_url == LISTENER and exchange.nonce:
                 self._held.listeners_accepted(int(exchange.nonce))
         if sent.base is subscription.latest:
-            actions += self._answer_latest(subscription, down, exchange)
+            actions += self._answer_latest(subscription, down, exchange, sent, answer)
         return actions
 
     def _judge_rejection(self, subscription: Subscription, exchange: Exchange, new: Iterable[Key]) -> list[RelayAction]:
@@ -91,14 +92,21 @@ class Judge:
         version = rejection.offer.version if rejection.of_former else base.response.version
         return [*actions, ResponseRejected(subscription.type_url, version, reason, by_guard=rejection.by_guard)]
 
-    def _answer_latest(self, subscription: Subscription, down: EnvoyStream, exchange: Exchange) -> list[RelayAction]:
-        """Accept the latest response, or reject it with the remembered reasons for what Envoy was not given."""
-        latest, sent, answer = subscription.latest, exchange.sent, exchange.answer
-        if not subscription.open and sent is not None and not sent.withheld and answer is not None and answer.taken:
-            return [*self._up.accept_late(subscription)]
-        if not subscription.open or latest is None or sent is None or answer is None:
-            return []
-        unreported = subscription.unreported
+    def _answer_latest(
+        self,
+        subscription: Subscription,
+        down: EnvoyStream,
+        exchange: Exchange,
+        sent: EnvoyOffer,
+        answer: EnvoyAnswer,
+    ) -> list[RelayAction]:
+        """Accept the latest response, or reject it with the remembered reasons for what Envoy was not given.
+
+        ``sent``, which Envoy gave this ``answer`` to, is what it got of it.
+        """
+        if not subscription.open:
+            return [*self._up.accept_late(subscription)] if answer.taken and not sent.withheld else []
+        latest, unreported = sent.base, subscription.unreported
         withheld = [key for key in sent.withheld if latest.response.brings(key[0]) or key in unreported]
         lasting = self._envoys.withheld(down, exchange, subscription) - exchange.narrowing.tried
         if answer.taken and not sent.withheld <= lasting:
