@@ -51,9 +51,7 @@ class _Stats(Struct):
 
 async def query_clusters(get: Callable[[str], Awaitable[bytes | None]]) -> ClusterReport | None:
     """Query the admin by ``get``, which returns a body or None; return None if there is no usable answer."""
-    dump = await get(WARMING)
-    stats = await get(VERSION) if dump is not None else None
-    if dump is None or stats is None:
+    if (dump := await get(WARMING)) is None or (stats := await get(VERSION)) is None:
         return None
     try:
         warming = decode_json(dump, _Dump).configs

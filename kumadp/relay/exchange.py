@@ -1,4 +1,4 @@
-"""One Envoy's stream as the relay sees it: what was requested, what was sent, how Envoy answered."""
+"""One type on an Envoy's stream as the relay sees it: what was requested, what was sent, how Envoy answered."""
 
 from __future__ import annotations
 
@@ -243,21 +243,23 @@ class Exchange:
     @property
     def has_rejected(self) -> bool:
         """True if clusters in flight warm, which Envoy has not accepted: by an admin that shows another version."""
-        return any(key[0] in self.warming and not self.runs(key) for key in self._given())
+        return bool(self._jammed())
 
     def withdraw(self) -> bool:
         """Take back clusters in flight that warm although Envoy has rejected them; False if that was done before.
 
         There is no verdict on them yet: once none of them warms, Envoy sends the reason.
         """
-        warming = [key for key in self._given() if key[0] in self.warming and not self.runs(key)]
-        keys = [key for key in warming if key not in self._withdrawn]
+        keys = [key for key in self._jammed() if key not in self._withdrawn]
         if keys:
             self._withdrawn.update(keys)
             self._unanswered.update(self._given())
             self.narrowing.pending.append(tuple(keys))
             self.waiting, self.cures, self._uncertain = False, True, True
         return bool(keys)
+
+    def _jammed(self) -> list[Key]:
+        return [key for key in self._given() if key[0] in self.warming and not self.runs(key)]
 
     def reject(self, reason: str, status: bytes, known: Container[Key], *, by_guard: bool = False) -> bool:
         """Take the response in flight as rejected; ``by_guard``: not in Envoy's words, and only if it can be narrowed.
