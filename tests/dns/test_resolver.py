@@ -328,6 +328,19 @@ async def test_a_query_that_came_just_before_its_name_is_answered_with_it(resolv
             assert texts(dns.message.from_wire(await reply)) == ["240.0.0.1"]
 
 
+async def test_a_query_for_a_name_that_leaves_the_mesh_is_not_forwarded_for_a_stranger(resolver: Resolver) -> None:
+    resolver.table = Table((), suffixes=["mesh"], filtered=True)
+    async with Upstream().serving() as other:
+        use(resolver, other)
+        reply = asyncio.get_running_loop().create_future()
+        query = dns.message.make_query("backend.mesh", "A").to_wire()
+        resolver.answer_udp(query, ("198.51.100.7", 1053), reply.set_result)
+        resolver.table = Table()
+        async with asyncio.timeout(10):
+            assert dns.message.from_wire(await reply).rcode() == dns.rcode.NXDOMAIN
+        assert not other.queries
+
+
 async def test_many_queries_on_one_connection_are_answered_as_soon_as_they_are_ready(resolver: Resolver) -> None:
     async with Upstream().serving() as upstream:
         upstream.silent = True

@@ -223,13 +223,11 @@ class Resolver:
     ) -> None:
         # Names may come while Envoy's filter is silent.
         names_due = self.names_due
-        # And after the query was received: without a filter that could be queried, the new table has the answer.
-        renewed = answer(data, self.table, transport) if self.table is not table else None
+        # And after the query was received: without a filter that could be queried, the new table has the answer. Where
+        # it would forward the query, this client may not be allowed to have it forwarded there.
+        renewed = self._local_answer(data, transport) if self.table is not table else None
         try:
-            if isinstance(renewed, bytes):
-                reply_data = renewed
-            else:
-                reply_data = await self.upstreams.resolve(renewed or forward, data, transport)
+            reply_data = renewed or await self.upstreams.resolve(forward, data, transport)
             if names_due is not None and forward.in_mesh and code_of(reply_data) == SERVFAIL:
                 reply_data = await self._answer_once_named(names_due, data, transport) or reply_data
         except asyncio.CancelledError:
@@ -245,5 +243,8 @@ class Resolver:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_NAMES_WITHIN):
                 await names_due.wait()
+        return self._local_answer(data, transport)
+
+    def _local_answer(self, data: bytes, transport: Transport) -> bytes | None:
         result = answer(data, self.table, transport)
         return result if isinstance(result, bytes) else None
