@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.compatibility import NOT_IN_IT, VERSIONS, in_readme, marked, stored, table
+from tests.support.compatibility import NOT_IN_IT, VERSIONS, marked, stored, table
+from tests.support.readme_tables import in_readme
 
 
 def test_readme_shows_the_stored_results() -> None:
-    assert in_readme() == table(stored()), "write it again: python -m tests.support.compatibility"
+    assert in_readme("compatibility") == table(stored()), "write it again: python -m tests.support.compatibility"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.envoys import WALKS, in_readme, locked, merged, recorded, stored, table
+from tests.support.envoys import WALKS, locked, merged, recorded, stored, table
+from tests.support.readme_tables import in_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_readme_shows_the_stored_results() -> None:
-    assert in_readme() == table(stored()), "write it again: make envoys"
+    assert in_readme("envoys") == table(stored()), "write it again: make envoys"
 
 
 def test_every_envoy_was_run_and_passed() -> None:

@@ -12,11 +12,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.readme_tables import write_in_readme
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "tests" / "README.md"
 STORE = ROOT / "tests" / "data" / "compatibility.json"
 # The last one is a snapshot of the development of 3.0, of its newest commit of 2026-08-21.
 VERSIONS = ("2.8.8", "2.13.5", "2.14.3", "3.0-dev")
@@ -24,7 +25,6 @@ HEADINGS = {"3.0-dev": "3.0 (snapshot of 2026-08-21)"}
 # How the reason begins of a test that is skipped, as the version has not what it tests.
 GONE = "gone with this version of Kuma"
 NOT_IN_IT = "not in it"
-BEGIN, END = "<!-- compatibility -->\n", "<!-- end of compatibility -->"
 
 Results = dict[str, dict[str, str]]
 
@@ -82,16 +82,9 @@ def table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme() -> str:
-    """The table that tests/README.md has."""
-    return README.read_text(encoding="utf-8").split(BEGIN, 1)[1].split(END, 1)[0]
-
-
 def write() -> None:
     """Write the table into tests/README.md."""
-    text = README.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN, 1)
-    README.write_text(head + BEGIN + table(stored()) + END + rest.split(END, 1)[1], encoding="utf-8")
+    write_in_readme("compatibility", table(stored()))
 
 
 if __name__ == "__main__":

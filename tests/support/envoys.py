@@ -23,16 +23,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.needs import missing, packaged_envoy
+from tests.support.readme_tables import write_in_readme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "tests" / "README.md"
 STORE = ROOT / "tests" / "data" / "envoys.json"
 LOCK = ROOT / ".ci" / "locks" / "envoys.txt"
 FOLDER = ROOT / ".cache" / "envoys"
-BEGIN, END = "<!-- envoys -->\n", "<!-- end of envoys -->"
 # What is run with each, in the order of the table's columns.
 WALKS = ("sotw", "delta", "standalone")
 
@@ -162,18 +161,11 @@ def table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme() -> str:
-    """The table that tests/README.md has."""
-    return README.read_text(encoding="utf-8").split(BEGIN, 1)[1].split(END, 1)[0]
-
-
 def write(lines: list[str]) -> None:
     """Merge the results of a run into the file, and write the table into tests/README.md."""
     results = merged(stored(), lines)
     STORE.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN, 1)
-    README.write_text(head + BEGIN + table(results) + END + rest.split(END, 1)[1], encoding="utf-8")
+    write_in_readme("envoys", table(results))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support.file_lock import file_lock
+from tests.support.readme_tables import write_in_readme
 
 if TYPE_CHECKING:
     from tests.support.fault_record import FaultRecord
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "tests" / "README.md"
 STORE = ROOT / "tests" / "data" / "faults.json"
-BEGIN, END = "<!-- faults -->\n", "<!-- end of faults -->"
 # In this order; each is the constant GROUP of a file of tests/faults.
 GROUPS = ("Envoy", "CoreDNS", "kumadp", "Control plane", "Around it")
 _MODES = ("plain", "mtls")
@@ -111,15 +110,9 @@ def table(records: Stored) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_readme() -> str:
-    """The table that tests/README.md has."""
-    return README.read_text(encoding="utf-8").split(BEGIN, 1)[1].split(END, 1)[0]
-
-
 def write() -> None:
     """Write the table into tests/README.md."""
-    head, rest = README.read_text(encoding="utf-8").split(BEGIN, 1)
-    README.write_text(head + BEGIN + table(stored()) + END + rest.split(END, 1)[1], encoding="utf-8")
+    write_in_readme("faults", table(stored()))
 
 
 if __name__ == "__main__":
