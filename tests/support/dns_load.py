@@ -18,6 +18,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.dns.message import encode_query, with_number
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -52,8 +54,7 @@ class _Load:
     def __init__(self, port: int, name: str, wait: float) -> None:
         self._wait = wait
         self.counts = Counts()
-        labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-        self._question = labels + b"\0" + struct.pack("!HH", 1, 1)
+        self._query = encode_query(name)
         self._selector = selectors.DefaultSelector()
         self._clients = []
         for index in range(SOCKETS):
@@ -82,9 +83,8 @@ class _Load:
     def _send_query(self, query: _Query) -> None:
         self._open[query.number] = query
         self._order.append((query.at + self._wait, query.number, query.again))
-        header = struct.pack("!HHHHHH", query.number, 0x0100, 1, 0, 0, 0)
         try:
-            self._clients[query.client].send(header + self._question)
+            self._clients[query.client].send(with_number(self._query, query.number))
         except OSError:
             self._failed(query)
 

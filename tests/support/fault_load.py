@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import ssl
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import uvloop
 
-from tests.support.load_process import NAME, LoadedApplication, LoadProcess
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+from kumadp.dns.message import encode_query
+from tests.support.load import Pace
+from tests.support.load_process import NAME, LoadProcess, orders, read_line, send
 
 # Requests and queries per second.
 RATES = {"inbound": 200.0, "outbound": 200.0, "names": 50.0, "readiness": 20.0, "probes": 20.0}
@@ -149,18 +146,12 @@ class _Datagram(asyncio.DatagramProtocol):
             self.answer.set_exception(exc)
 
 
-def _question(name: str) -> bytes:
-    """A question for the A records of a name (RFC 1035)."""
-    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    return b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + labels + b"\x00\x00\x01\x00\x01"
-
-
-async def _query(port: int, question: bytes) -> str:
+async def _query(port: int, query: bytes) -> str:
     """Return the code of the answer and its last four bytes, which are the address; raises OSError, TimeoutError."""
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.create_datagram_endpoint(_Datagram, remote_addr=("127.0.0.1", port))
     try:
-        transport.sendto(question)
+        transport.sendto(query)
         async with asyncio.timeout(WITHIN["names"]):
             answer = await protocol.answer
         return f"code {answer[3] & 0xF}, {'.'.join(map(str, answer[-4:])) if answer[7] else 'no address'}"
@@ -180,18 +171,16 @@ class _Run:
             self._context = ssl.create_default_context(cafile=f"{traffic.credentials}/mesh-ca.pem")
             self._context.check_hostname = False
             self._context.load_cert_chain(f"{traffic.credentials}/client.pem")
-        self._question = _question(NAME_QUERIED)
+        self._query = encode_query(NAME_QUERIED, number=7)
 
     async def steadily(self, kind: str) -> None:
         """Send traffic of one kind at its rate until stopped; what is under way then is waited for."""
         once = self._resolve if kind == "names" else self._request
-        due = time.monotonic()
+        pace = Pace(RATES[kind])
         async with asyncio.TaskGroup() as group:
             while not self.stopped:
                 group.create_task(once(kind))
-                # What a busy host made late is made up for, by a fifth of a second at most.
-                due = max(due + 1 / RATES[kind], time.monotonic() - 0.2)
-                await asyncio.sleep(due - time.monotonic())
+                await pace.wait()
 
     async def _request(self, kind: str) -> None:
         context = self._context if kind == "inbound" else None
@@ -220,8 +209,8 @@ class _Run:
 
     async def _first_or_second(self, port: int) -> str:
         with contextlib.suppress(OSError, TimeoutError):
-            return await _query(port, self._question)
-        return await _query(port, self._question)
+            return await _query(port, self._query)
+        return await _query(port, self._query)
 
     async def missing(self) -> list[str]:
         """Return the kinds that are not answered steadily, with their failures; none once all are."""
@@ -234,31 +223,23 @@ class _Run:
         return [f"{kind}: {dict(tally.failures)}" for kind, tally in few.items()]
 
 
-def _send(what: object) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
-    sys.stdout.flush()
-
-
 async def _main() -> None:
-    server = await asyncio.get_running_loop().create_server(LoadedApplication, "127.0.0.1", 0, backlog=1024)
-    _send({"port": server.sockets[0].getsockname()[1]})
-    read: Callable[[], Awaitable[str]] = lambda: asyncio.to_thread(sys.stdin.readline)  # noqa: E731
-    while line := await read():
-        run = _Run(Traffic(**json.loads(line)))
+    async for order in orders():
+        run = _Run(Traffic(**order))
         async with asyncio.TaskGroup() as group:
             for kind in run.kinds:
                 group.create_task(run.steadily(kind))
             missing = await run.missing()
             for tally in run.tallies.values():
                 tally.reset()
-            _send({"missing": missing})
-            await read()
+            send({"missing": missing})
+            await read_line()
             run.stopped = True
             reports = {kind: tally.report() for kind, tally in run.tallies.items()}
         for kind, tally in run.tallies.items():
             # Until the end: an outage that goes on counts, the wait for the last answers does not.
             reports[kind] = KindReport(**{**asdict(tally.report()), "outage": reports[kind].outage})
-        _send({kind: asdict(report) for kind, report in reports.items()})
+        send({kind: asdict(report) for kind, report in reports.items()})
 
 
 if __name__ == "__main__":

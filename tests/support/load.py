@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,6 +29,20 @@ class Tally:
     def answered(self) -> int:
         """How many requests were answered with 200."""
         return self.answers.total()
+
+
+class Pace:
+    """Has a loop run so many times per second."""
+
+    def __init__(self, rate: float) -> None:
+        self._every = 1 / rate
+        self._due = time.monotonic()
+
+    async def wait(self) -> None:
+        """Wait until the next turn."""
+        # What a busy host made late is made up for, by a fifth of a second at most.
+        self._due = max(self._due + self._every, time.monotonic() - 0.2)
+        await asyncio.sleep(self._due - time.monotonic())
 
 
 class _Connection:
@@ -77,16 +92,13 @@ class _Load:
 
     async def new_connections(self, rate: float) -> None:
         """Send ``rate`` requests per second, each on a new connection."""
-        clock = asyncio.get_running_loop().time
+        pace = Pace(rate)
         room = asyncio.Semaphore(MOST_AT_ONCE)
         async with asyncio.TaskGroup() as group:
-            due = clock()
             while self._take():
                 await room.acquire()
                 group.create_task(self._once()).add_done_callback(lambda _task: room.release())
-                # What a busy host made late is made up for, by a fifth of a second at most.
-                due = max(due + 1 / rate, clock() - 0.2)
-                await asyncio.sleep(due - clock())
+                await pace.wait()
 
     async def _once(self) -> None:
         connection = _Connection(*self._to)

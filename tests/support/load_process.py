@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from kumadp.dns.message import encode_query
 from tests.support.file_lock import file_lock
 from tests.support.load import REQUEST, load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from typing import Self
 
 NAME = "backend"
@@ -27,9 +28,7 @@ RATE, CONNECTIONS, PAUSE = 1000.0, 4, 0.01
 # Seconds between two probes, and how long an answer may take.
 EVERY, WITHIN = 0.01, 10.0
 ROOT = Path(__file__).parents[2]
-# A question for the A records of a name (RFC 1035): number 7, recursion wanted.
-_QUESTION = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
-_A_IN = b"\x00\x00\x01\x00\x01"
+_QUERY = encode_query("localhost", number=7)
 
 
 @dataclass
@@ -171,7 +170,7 @@ async def _resolve(port: int) -> str:
     for tries in (1, 2):
         transport, protocol = await loop.create_datagram_endpoint(_Datagram, remote_addr=("127.0.0.1", port))
         try:
-            transport.sendto(_QUESTION + b"\x09localhost" + _A_IN)
+            transport.sendto(_QUERY)
             async with asyncio.timeout(1.0):
                 await protocol.answered
                 return "answered" if tries == 1 else "answered the second time"
@@ -200,17 +199,27 @@ class _Watch:
             await asyncio.sleep(EVERY)
 
 
-def _send(what: dict[str, Any]) -> None:
+def send(what: object) -> None:
+    """Write one message to the test."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
 
+async def read_line() -> str:
+    """Read one message of the test; empty once it is gone."""
+    return await asyncio.to_thread(sys.stdin.readline)
+
+
+async def orders() -> AsyncIterator[dict[str, Any]]:
+    """Serve the application, send its port, and yield what the test orders."""
+    server = await asyncio.get_running_loop().create_server(LoadedApplication, "127.0.0.1", 0, backlog=1024)
+    send({"port": server.sockets[0].getsockname()[1]})
+    while line := await read_line():
+        yield json.loads(line)
+
+
 async def _main() -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(LoadedApplication, "127.0.0.1", 0, backlog=1024)
-    _send({"port": server.sockets[0].getsockname()[1]})
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        order = json.loads(line)
+    async for order in orders():
         watch = _Watch()
         async with asyncio.TaskGroup() as group:
             for name, (port, path) in order["watch"].items():
@@ -224,12 +233,12 @@ async def _main() -> None:
                     )
                     for port in order["ports"]
                 ]
-                _send({})
-                await asyncio.to_thread(sys.stdin.readline)
+                send({})
+                await read_line()
             watch.stopped = True
         answers = sum((tally.answers for tally in tallies), Counter[str]())
         failures = sum((tally.failures for tally in tallies), Counter[str]())
-        _send({"answers": answers, "failures": failures, "watched": watch.counts})
+        send({"answers": answers, "failures": failures, "watched": watch.counts})
 
 
 if __name__ == "__main__":
