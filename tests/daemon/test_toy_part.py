@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 
 from kumadp.daemon.control_client import query_status, send_request
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Daemon, Ports, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
+from tests.support.processes import is_alive
 from tests.support.toy import run as toy
 
 if TYPE_CHECKING:
@@ -49,13 +49,6 @@ def toy_of(daemon: Daemon) -> int:
     return status(daemon)["children"].get("toy", {}).get("pid") or 0
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_a_package_and_a_line_make_a_feature(tmp_path: Path, arguments: tuple[Ports, tuple[str, ...], Path]) -> None:
     ports, flags, settings = arguments
     environment = {"PYTHONPATH": str(ROOT)}
@@ -81,7 +74,7 @@ def test_a_package_and_a_line_make_a_feature(tmp_path: Path, arguments: tuple[Po
         assert status(daemon)["toy"] == {"programs": 2, "drain_time": 3.0}
         daemon.process.kill()
         daemon.wait()
-        assert is_running(second)
+        assert is_alive(second)
     with run_kumadp(tmp_path, ports, *flags, prefix=WITH_TOY, environment=environment) as daemon:
         daemon.wait_ready()
         assert f"toy (pid {second}) of an earlier kumadp is adopted" in daemon.output()
@@ -89,4 +82,4 @@ def test_a_package_and_a_line_make_a_feature(tmp_path: Path, arguments: tuple[Po
         daemon.terminate()
         assert daemon.wait() == 0
         # Whoever reaps it now is not kumadp.
-        poll(lambda: not is_running(second), what="the end of the child")
+        poll(lambda: not is_alive(second), what="the end of the child")

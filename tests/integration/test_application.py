@@ -12,7 +12,6 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from kumadp.errors import ExitCode
@@ -21,6 +20,7 @@ from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload,
 from tests.support.own_application import OwnApplication
 from tests.support.poll import poll
 from tests.support.ports import free_ports
+from tests.support.processes import is_alive
 from tests.support.rig import open_rig
 from tests.support.standalone import logged
 from tests.support.xds.plane import XdsControlPlane
@@ -62,10 +62,6 @@ def app(tmp_path: Path, ports: Ports, app_port: int) -> OwnApplication:
 
 def python(script: str) -> tuple[str, ...]:
     return ("--", sys.executable, "-c", script)
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_it_starts_when_traffic_flows_and_its_exit_code_is_ours(
@@ -168,7 +164,7 @@ def test_a_third_signal_kills_everything(
             daemon.terminate()
             logged(daemon, count)
         assert daemon.wait() == ExitCode.FORCED
-        poll(lambda: gone(pid), what="the end of the application")
+        poll(lambda: not is_alive(pid), what="the end of the application")
 
 
 def test_an_application_that_does_not_stop_is_killed_with_its_children(
@@ -184,7 +180,7 @@ while True: time.sleep(1000)
         other = int(logged(daemon, "other ").split()[1])
         daemon.terminate()
         assert daemon.wait() == 128 + signal.SIGKILL, daemon.output()
-        poll(lambda: gone(other), what="the end of what it left running")
+        poll(lambda: not is_alive(other), what="the end of what it left running")
 
 
 def test_sighup_is_forwarded(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication) -> None:
@@ -281,7 +277,7 @@ def test_the_application_when_kumadp_is_killed(
         daemon.process.kill()
         daemon.process.wait()
         try:
-            poll(lambda: gone(envoy.pid), what="the end of Envoy")
+            poll(lambda: not is_alive(envoy.pid), what="the end of Envoy")
             if signals:
                 poll(lambda: app.signals, what="the signal")
             # The kernel may send it for each thread of kumadp that ends.

@@ -23,6 +23,7 @@ from kumadp.process.child import Child, Command
 from kumadp.process.exit_status import ExitStatus
 from tests.support.descriptors import open_descriptors
 from tests.support.poll import poll
+from tests.support.processes import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -64,13 +65,6 @@ async def ended(command: Command) -> tuple[ExitStatus, list[str]]:
     async with asyncio.timeout(30):
         status = await child.wait()
     return status, child.tail(200)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def of_another_group(path: Path) -> str:
@@ -233,13 +227,13 @@ async def test_a_grandchild_that_holds_the_pipe_and_floods_it_delays_nothing(tmp
     flood = f"setsid sh -c 'echo $$ >{reported}; exec yes' & while [ ! -s {reported} ]; do sleep 0.01; done"
     status, _ = await ended(shell(flood))
     assert status.clean
-    poll(lambda: is_gone(int(reported.read_text())), what="the end of the flood")
+    poll(lambda: not is_alive(int(reported.read_text())), what="the end of the flood")
 
 
 async def test_what_a_wrapper_leaves_behind_ends_with_it() -> None:
     status, lines = await ended(shell("sleep 60 & echo $!; exit 3"))
     assert status == ExitStatus(3, None)
-    poll(lambda: is_gone(int(lines[0])), what="its end")
+    poll(lambda: not is_alive(int(lines[0])), what="its end")
 
 
 async def test_no_ignored_signal_and_no_locale_of_python_reach_the_program() -> None:
@@ -315,7 +309,7 @@ def test_a_child_shares_its_parent_s_fate_or_not(loop: str, fate: str) -> None:
     parent.wait()
     parent.stdout.close()
     if fate == "kill":
-        poll(lambda: is_gone(child.pid), what="the child's end")
+        poll(lambda: not is_alive(child.pid), what="the child's end")
     else:
         assert child.is_running()
         assert child.ppid() != parent.pid

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,10 +11,12 @@ import pytest
 from kumadp.dns.coredns.binary import coredns_version
 from kumadp.envoy.version import envoy_version
 from kumadp.process.early_output import MAX_OUTPUT, EarlyOutput, begin_early, end_early, take_early
-from tests.support.poll import poll, poll_async
+from tests.support.poll import poll_async
+from tests.support.processes import is_alive, pid_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.process
 
@@ -37,17 +38,6 @@ def script_of(folder: Path, text: str) -> Path:
     script.write_text(f"#!/bin/sh\n{text}\n")
     script.chmod(0o755)
     return script
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def pid_in(file: Path) -> int:
-    return int(poll(lambda: file.read_text().strip() if file.exists() else "", what="the process's id"))
 
 
 async def test_output_with_and_without_errors() -> None:

@@ -13,6 +13,7 @@ import pytest
 from kumadp.process.early_output import MAX_OUTPUT
 from kumadp.process.program_output import output_of
 from tests.support.poll import poll, poll_async
+from tests.support.processes import is_alive, pid_in
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -25,17 +26,6 @@ SHELL = Path("/bin/sh")
 def run(script: str, *, deadline: float = 20.0, with_errors: bool = False) -> Coroutine[object, object, str]:
     environment = {"PATH": os.defpath}
     return output_of(SHELL, "-c", script, environment=environment, deadline=deadline, with_errors=with_errors)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def pid_in(file: Path) -> int:
-    return int(poll(lambda: file.read_text().strip() if file.exists() else "", what="the process's id"))
 
 
 async def test_output_with_and_without_errors() -> None:
