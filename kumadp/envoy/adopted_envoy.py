@@ -1,11 +1,10 @@
-"""An Envoy that an earlier kumadp started: what is known of its epochs, and its processes."""
+"""An Envoy that an earlier kumadp started: what it recorded or handed over of it, and its processes."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-import msgspec
 from msgspec import Struct
 
 if TYPE_CHECKING:
@@ -16,7 +15,11 @@ if TYPE_CHECKING:
     from kumadp.process.child import Child
 
 
-class EnvoyState(msgspec.Struct, frozen=True):
+Scope = Literal["", "inbound", "all"]
+"""What is drained while everything keeps running."""
+
+
+class EnvoyState(Struct, frozen=True):
     """The state of the epochs that another kumadp needs to adopt them.
 
     ``retiring`` may have died early, with the fallback in its place. ``retires_at``: when it must end, by the monotonic
@@ -38,6 +41,24 @@ class EnvoyState(msgspec.Struct, frozen=True):
     admin: str = ""
     coming: int | None = None
     shutdown: float = 0.0
+
+
+class EnvoySection(Struct, frozen=True):
+    """What is handed over: the epochs, and how Envoy was started, to be compared."""
+
+    state: EnvoyState
+    started_as: tuple[str, ...] = ()
+    inbound_drained: bool = False
+    """As older programs hand it over."""
+    drained: Scope = ""
+    drained_at: float = 0.0
+
+
+class DrainRecord(Struct, frozen=True):
+    """What is drained while everything keeps running, for a kumadp that adopts Envoy."""
+
+    scope: Scope
+    since: float
 
 
 class AdoptedEnvoy(Struct):

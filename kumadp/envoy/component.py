@@ -37,6 +37,7 @@ log = logging.getLogger("kumadp.envoy")
 
 # Pause while there is no Envoy whose liveness could be checked (seconds).
 _NO_ENVOY_PAUSE = 0.5
+_FAIL_HEALTH_CHECKS = "/healthcheck/fail"
 # A second request of this kind is ignored while listeners drain.
 _DRAIN_INBOUND = "/drain_listeners?inboundonly&graceful&skip_exit"
 _DRAINED = {
@@ -193,7 +194,7 @@ class EnvoyComponent:
 
     async def _fail_health_checks(self) -> None:
         await self._runner.settled()
-        await post(self.admin, "/healthcheck/fail")
+        await post(self.admin, _FAIL_HEALTH_CHECKS)
 
     async def drain_inbound(self) -> None:
         """Drain the inbound listeners and keep running (Kuma 2.8: what SIGUSR2 requests); raises OSError."""
@@ -213,7 +214,7 @@ class EnvoyComponent:
         """Fail the health checks of this Envoy and those that follow it, while all run; raises OSError."""
         self._drained = "all"
         await self._runner.settled()
-        await post(self.admin, "/healthcheck/fail")
+        await post(self.admin, _FAIL_HEALTH_CHECKS)
 
     async def pass_health_checks(self) -> None:
         """Undo `keep_failing_health_checks`; raises OSError."""
@@ -254,7 +255,7 @@ class EnvoyComponent:
         self._callbacks.on_not_ready("")
         self._runner.on_live()
         if self._drained:
-            await self._drain_again("/healthcheck/fail" if self._drained == "all" else _DRAIN_INBOUND)
+            await self._drain_again(_FAIL_HEALTH_CHECKS if self._drained == "all" else _DRAIN_INBOUND)
 
     async def _serves(self) -> bool:
         return await self._server.serves(dynamic=self._runner.plan.dynamic, drained=self._drained == "all")

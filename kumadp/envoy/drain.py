@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kumadp.core.events import Requested
 from kumadp.core.phases import Phase
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
     from kumadp.core.context import Context
     from kumadp.core.events import Request
-    from kumadp.envoy.adopted_envoy import AdoptedEnvoy
+    from kumadp.envoy.adopted_envoy import AdoptedEnvoy, Scope
     from kumadp.envoy.component import EnvoyComponent
     from kumadp.envoy.previous_envoy import PreviousEnvoy
     from kumadp.envoy.workload_connections import Direction
 
     Action = Callable[[], Awaitable[Mapping[str, object]]]
 
-Scope = Literal["", "inbound", "all"]
-_NOT_READY = "drain"
+_NOT_READY, _REASON = "drain", "drained by kumadp drain"
 
 
 class EnvoyDrain:
     """Drains the Envoy that runs, also one that was left and is not adopted yet.
 
     ``scope`` is what has been drained while everything keeps running: ``inbound`` (the listeners: SIGUSR2 of Kuma 2.8,
-    so that a later stop waits for nothing), or ``all`` (Envoy fails its health checks, as at a stop).
+    so that a later stop waits for nothing), or ``all`` (Envoy fails its health checks, as at a stop). ``since`` is
+    when, in seconds since 1970; 0 if nothing is.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class EnvoyDrain:
         self._component = component
         self._adopted = adopted
         self.scope: Scope = ""
-        self._since = 0.0
+        self.since = 0.0
 
     def actions(self) -> dict[str, Action]:
         """Return the actions of the control socket: each answers when it is done.
@@ -79,22 +79,17 @@ class EnvoyDrain:
     def resume(self, scope: Scope, since: float) -> None:
         """Continue with what a previous kumadp has drained."""
         if scope:
-            self.scope, self._since = scope, since
+            self.scope, self.since = scope, since
         if scope == "all":
-            self._context.status.set_not_ready(_NOT_READY, "drained by kumadp drain")
-
-    @property
-    def since(self) -> float:
-        """When it was drained, in seconds since 1970; 0 if it was not."""
-        return self._since
+            self._context.status.set_not_ready(_NOT_READY, _REASON)
 
     def status(self) -> Mapping[str, object]:
         """Return the section of the status; empty if nothing is drained."""
-        return {"drain": {"scope": self.scope, "since": self._since}} if self.scope else {}
+        return {"drain": {"scope": self.scope, "since": self.since}} if self.scope else {}
 
     def note_inbound(self) -> None:
         """Count inbound as drained from now on, also if Envoy does not answer."""
-        self.scope, self._since = "inbound", time.time()
+        self.scope, self.since = "inbound", time.time()
         self._context.children_changed()
 
     async def fail_health_checks(self) -> None:
@@ -110,11 +105,11 @@ class EnvoyDrain:
     async def _drain_all(self, component: EnvoyComponent) -> None:
         """Have Envoy fail its health checks and keep running, and report not ready."""
         status = self._context.status
-        self.scope, self._since = "all", time.time()
-        status.set_not_ready(_NOT_READY, "drained by kumadp drain")
+        self.scope, self.since = "all", time.time()
+        status.set_not_ready(_NOT_READY, _REASON)
         status.forget_ready()
         if status.phase is Phase.READY:
-            status.move(Phase.STARTING, "drained by kumadp drain")
+            status.move(Phase.STARTING, _REASON)
         self._context.children_changed()
         await component.keep_failing_health_checks()
 
@@ -132,7 +127,7 @@ class EnvoyDrain:
             how = "inbound is served by a new Envoy; the old one finishes its requests"
         else:
             raise KumadpError("nothing is drained", "kumadp drain")
-        self.scope, self._since = "", 0.0
+        self.scope, self.since = "", 0.0
         status.set_not_ready(_NOT_READY, "")
         self._context.settle()
         self._context.children_changed()

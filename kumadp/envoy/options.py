@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from kumadp.envoy.adopted_envoy import AdoptedEnvoy
+    from kumadp.envoy.adopted_envoy import AdoptedEnvoy, Scope
     from kumadp.process.restart_policy import RestartPolicy
     from kumadp.process.supervisor import ChildReport
 
@@ -65,8 +65,8 @@ class EnvoyOptions(Struct, frozen=True):
     """Options of the Envoy component. ``stop_grace`` is in seconds.
 
     ``hot_restart`` None turns hot restart off, and the command line is kuma-dp's. ``hang_watch`` None: an Envoy that
-    hangs is not restarted. ``adopted`` is an Envoy that runs already, ``drained`` is what
-    of it is drained (``inbound`` or ``all``), and ``past`` is the restart history of the previous kumadp.
+    hangs is not restarted. ``adopted`` is an Envoy that runs already, ``drained`` is what of it is drained, and
+    ``past`` is the restart history of the previous kumadp.
     """
 
     policy: RestartPolicy
@@ -74,7 +74,7 @@ class EnvoyOptions(Struct, frozen=True):
     hot_restart: HotRestart | None = None
     hang_watch: HangWatch | None = field(default_factory=HangWatch)
     adopted: AdoptedEnvoy | None = None
-    drained: Literal["", "inbound", "all"] = ""
+    drained: Scope = ""
     past: PreviousDeaths = field(default_factory=PreviousDeaths)
 
 

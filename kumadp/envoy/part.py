@@ -7,15 +7,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.core.events import Requested
 from kumadp.core.part import Handed, Part
 from kumadp.core.phases import Phase
-from kumadp.envoy.adopted_envoy import AdoptedEnvoy, EnvoyState
+from kumadp.envoy.adopted_envoy import AdoptedEnvoy, DrainRecord, EnvoySection, EnvoyState
 from kumadp.envoy.binary import find_envoy
-from kumadp.envoy.drain import EnvoyDrain, Scope
+from kumadp.envoy.drain import EnvoyDrain
 from kumadp.envoy.launch import CONFIGURED_BY, configured_by, launch_argv, launch_description, restart_budget
 from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 from kumadp.errors import HandoverFailed
@@ -40,24 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.envoy")
 
 _RUNNING = frozenset({ChildState.RUNNING, ChildState.RUNNING_BLIND})
-
-
-class EnvoySection(msgspec.Struct, frozen=True):
-    """What is handed over: the epochs, and how Envoy was started, to be compared."""
-
-    state: EnvoyState
-    started_as: tuple[str, ...] = ()
-    inbound_drained: bool = False
-    """As older programs hand it over."""
-    drained: Scope = ""
-    drained_at: float = 0.0
-
-
-class DrainRecord(msgspec.Struct, frozen=True):
-    """What is drained while everything keeps running, for a kumadp that adopts Envoy."""
-
-    scope: Scope
-    since: float
 
 
 class EnvoyPart(Part):
@@ -100,7 +80,7 @@ class EnvoyPart(Part):
         return version
 
     @classmethod
-    def section_type(cls) -> type[msgspec.Struct]:
+    def section_type(cls) -> type[EnvoySection]:
         """Return the type of its section of a handover."""
         return EnvoySection
 

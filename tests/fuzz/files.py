@@ -16,7 +16,7 @@ from kumadp.core.previous import DaemonSection, Previous, decode_section
 from kumadp.daemon.log_levels import LogLevelsSection
 from kumadp.decoding import Undecodable, decode_msgpack
 from kumadp.dns.resolver.table import HandedNames, Table
-from kumadp.envoy.part import EnvoySection
+from kumadp.envoy.adopted_envoy import EnvoySection
 from kumadp.errors import ControlPlaneRefused, HandoverFailed
 from kumadp.host.net.tls import NoTrustAnchor, _subject, client_context, read_anchors
 from kumadp.host.process_identity import boot_id
