@@ -168,9 +168,7 @@ class ControlPlanePart(Part):
         if self._handed is None:
             context.status.set_not_ready("bootstrap", f"requesting it from {settings.cp_address}")
             self._awaited = self._request()
-            sent = asyncio.ensure_future(self._sent.wait())
-            await asyncio.wait({self._awaited, sent}, timeout=SENT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
-            sent.cancel()
+            await _wait(self._awaited, self._sent, SENT_WITHIN)
 
     async def get_bootstrap(self) -> None:
         """Have every part use the bootstrap; it is waited for as long as it takes.
@@ -209,11 +207,7 @@ class ControlPlanePart(Part):
     async def _fetched_or_last_good(self, request: asyncio.Task[Fetched]) -> Fetched:
         if self._last_good is None:
             return await request
-        unreachable = asyncio.ensure_future(self._unreachable.wait())
-        try:
-            await asyncio.wait({request, unreachable}, timeout=WARM_AFTER, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            unreachable.cancel()
+        await _wait(request, self._unreachable, WARM_AFTER)
         error = request.exception() if request.done() else None
         if request.done() and not (_leaves_last_good(error) and await self._is_of_this_dataplane(error)):
             return request.result()
@@ -380,6 +374,15 @@ class ControlPlanePart(Part):
         self._context.status.facts.pop("restart_required", None)
         self._condition.note_change("")
         await self.on_confirmed()
+
+
+async def _wait(request: asyncio.Task[Fetched], event: asyncio.Event, within: float) -> None:
+    """Return once the request has ended or the event is set, after ``within`` seconds at the latest."""
+    happened = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({request, happened}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        happened.cancel()
 
 
 def _leaves_last_good(error: BaseException | None) -> bool:
