@@ -12,7 +12,7 @@ WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
 # Tests of code that calls dependencies and handles their errors.
 QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf exposition metrics otel probes resources \
   settings host/test_logs.py test_decoding.py test_grpc.py test_yamltext.py)
-# What has a target of its own.
+# What has its own target.
 SHORT := not bench and not attack and not faults and not fuzz and not envoys and not soak
 PROGRESS := $(PYTHON) .ci/progress
 # Every Envoy of .ci/locks/envoys.txt, the oldest first; `make test` runs the first of them beside the installed one.
