@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +30,6 @@ def _loggers() -> Iterator[None]:
     """The loggers as they are, whatever the test before did to them."""
     with preserved_loggers():
         yield
-
-
-@pytest.fixture(autouse=True)
-def _broken_pipes() -> Iterator[None]:
-    """SIGPIPE ignored, as Python has it: a command that prints, called in this process, has it end the process."""
-    yield
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import functools
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -42,8 +41,6 @@ def doctor(output: str, **flags: object) -> NoReturn:
 
     Exit code 0 if no check failed, otherwise 1.
     """
-    # If the reader of the pipe ends, end silently, as any filter does.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     logging.getLogger("kumadp").addHandler(logging.NullHandler())
     logging.getLogger("kumadp").propagate = False
     from kumadp.cli.run import end

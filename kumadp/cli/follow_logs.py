@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -49,8 +48,6 @@ def logs(words: tuple[str, ...], name: str, follow: bool, lines: int) -> None:
 
     Exit code 79 if none runs, or if its log goes to a pipe or a terminal, where it cannot be read again.
     """
-    # If the reader of the pipe ends, end silently, as any filter does.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     chosen = LineFilter(words)
     running = only_running(name)
     try:

@@ -51,6 +51,9 @@ _NAMES_A_COMMAND = re.compile(rf"kumadp ({'|'.join(COMMANDS)})\b")
 # Commands whose modules have other names: a package, and one beside the set-up of logs.
 _MODULES = {"demo": "demo.command", "logs": "follow_logs"}
 
+# Commands that print a report: if the reader of the pipe ends, they end silently, as any filter does.
+_FILTERS = frozenset({"doctor", "logs", "migrate", "status", "upgrade-check", "validate"})
+
 
 class LazyGroup(click.Group):
     """A group that lists its commands without importing them, and imports ``kumadp.cli.<name>`` when one is used."""
@@ -116,6 +119,8 @@ def cli(ctx: click.Context, /, **log_flags: object) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(ExitCode.USAGE)
+    if ctx.invoked_subcommand in _FILTERS:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,8 +38,6 @@ def migrate(path: str, pid: int | None, service: str, name: str, form: str, appl
 
     Exit code 0 if nothing is in the way, otherwise 1; 79 if there is no kuma-dp, or --apply is refused.
     """
-    # If the reader of the pipe ends, end silently, as any filter does.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     from kumadp.migrate.report import as_json, lines
 
     source = _source(path, pid, service)

@@ -56,8 +56,6 @@ def status(name: str, output: str, watch: bool, schema: bool) -> int:
 
     Exit code 0 if all are ready, 75 if one is not, 79 if none runs.
     """
-    # If the reader of the pipe ends, end silently, as any filter does.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if schema:
         from kumadp.daemon.status_schema import status_schema
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -40,8 +39,6 @@ def upgrade_check(files: tuple[str, ...], version: str, output: str, **flags: ob
 
     Exit code 0 if nothing is refused, otherwise 1.
     """
-    # If the reader of the pipe ends, end silently, as any filter does.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     from kumadp.migrate import upgrade
 
     resolved = _resolved(flags, files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -37,8 +36,6 @@ def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], ve
     Prints all problems with file, line, field path and a hint, and notes on fields that have no effect. Exit code 0 if
     all files are valid, otherwise 65.
     """
-    # If the reader of the pipe ends, end silently, as any filter does.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if schema:
         from kumadp.resources.schema import json_schema
 

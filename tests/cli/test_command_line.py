@@ -162,9 +162,10 @@ def test_each_command_has_help(command: str) -> None:
     assert f" {command} " in kumadp("--help").stdout
 
 
-def test_a_reader_that_closes_the_pipe() -> None:
+@pytest.mark.parametrize("command", ["validate", "status"])
+def test_a_reader_that_closes_the_pipe(command: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "kumadp", "validate", "--schema"],
+        [sys.executable, "-m", "kumadp", command, "--schema"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
