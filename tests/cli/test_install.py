@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from kumadp.cli.install import _warn, install, uninstall
 from kumadp.errors import CommandRefused, UsageError
 from kumadp.host.systemd_units import shipped
+from tests.support.command import invoke, place_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,20 +20,13 @@ if TYPE_CHECKING:
 
 
 def run(command: click.Command, *arguments: str) -> list[str]:
-    result = CliRunner().invoke(command, arguments, standalone_mode=False)
-    if result.exception is not None:
-        raise result.exception
-    return [line for line in result.output.splitlines() if not line.startswith("warning: ")]
+    return [line for line in invoke(command, *arguments).splitlines() if not line.startswith("warning: ")]
 
 
 @pytest.fixture(autouse=True)
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The program that the units start."""
-    file = tmp_path / "kumadp"
-    file.write_text("#!/bin/sh\n")
-    file.chmod(0o755)
-    monkeypatch.setattr("sys.argv", [str(file)])
-    return file
+    return place_program(tmp_path, monkeypatch)
 
 
 def test_install_update_and_uninstall(tmp_path: Path, program: Path) -> None:

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
 from kumadp.cli.install import uninstall
 from kumadp.cli.migrate import migrate
 from kumadp.errors import CommandRefused, UsageError
 from kumadp.migrate import verdicts
+from tests.support.command import invoke, place_program
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import click
 
 DATAPLANE = """
 type: Dataplane
@@ -45,20 +44,10 @@ ExecStart=/opt/kuma/kuma-dp run --ca-cert-file={folder}/ca.crt --dataplane-file=
 """
 
 
-def run(command: click.Command, *arguments: str) -> str:
-    result = CliRunner().invoke(command, arguments, standalone_mode=False)
-    if result.exception is not None:
-        raise result.exception
-    return result.output
-
-
 @pytest.fixture(autouse=True)
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program that units start, on a host whose units see the folder of the test."""
-    file = tmp_path / "kumadp"
-    file.write_text("#!/bin/sh\n")
-    file.chmod(0o755)
-    monkeypatch.setattr("sys.argv", [str(file)])
+    place_program(tmp_path, monkeypatch)
     monkeypatch.setattr(verdicts, "HIDDEN", ("/home",))
 
 
@@ -72,7 +61,7 @@ def unit(tmp_path: Path) -> Path:
 
 
 def test_a_unit_and_its_installation(tmp_path: Path, unit: Path) -> None:
-    plan = json.loads(run(migrate, str(unit), "--format=json"))
+    plan = json.loads(invoke(migrate, str(unit), "--format=json"))
     assert plan["in_the_way"] == 0, plan
     assert (plan["unit"], plan["user"]) == ("kumadp@web-1.service", "daemon")
     assert plan["switch_over"] == {
@@ -83,7 +72,7 @@ def test_a_unit_and_its_installation(tmp_path: Path, unit: Path) -> None:
     assert {port["purpose"] for port in plan["ports"]} == {"readiness", "inbound web"}
     root = tmp_path / "image"
     root.mkdir()
-    shown = run(migrate, str(unit), "--apply", f"--root={root}")
+    shown = invoke(migrate, str(unit), "--apply", f"--root={root}")
     assert SECRET not in shown
     assert "hush" not in shown
     assert "0 in the way; options: " in shown
@@ -101,8 +90,8 @@ def test_a_unit_and_its_installation(tmp_path: Path, unit: Path) -> None:
                  "AmbientCapabilities=CAP_NET_BIND_SERVICE", 'ReadWritePaths="/var/log/kuma"'):  # fmt: skip
         assert line in drop_in
     assert (root / "etc/systemd/system/kumadp@.service").exists()
-    assert "wrote " not in run(migrate, str(unit), "--apply", f"--root={root}")
-    removed = run(uninstall, "--systemd", f"--root={root}")
+    assert "wrote " not in invoke(migrate, str(unit), "--apply", f"--root={root}")
+    removed = invoke(uninstall, "--systemd", f"--root={root}")
     assert "removed /etc/systemd/system/kumadp@web-1.service.d/migrate.conf" in removed
 
 
@@ -111,14 +100,14 @@ def test_nothing_is_installed_with_something_in_the_way(tmp_path: Path, unit: Pa
     root = tmp_path / "image"
     root.mkdir()
     with pytest.raises(CommandRefused, match="--apply: 1 in the way"):
-        run(migrate, str(unit), "--apply", f"--root={root}")
+        invoke(migrate, str(unit), "--apply", f"--root={root}")
     assert list(root.iterdir()) == []
 
 
 def test_another_user_is_missing_files(tmp_path: Path, unit: Path) -> None:
     unit.write_text(unit.read_text().replace("User=daemon", "User=root"))
     (tmp_path / "ca.crt").chmod(0o600)
-    plan = json.loads(run(migrate, str(unit), "--format=json"))
+    plan = json.loads(invoke(migrate, str(unit), "--format=json"))
     assert plan["user"] == "kumadp"
     assert f"user kumadp cannot read {tmp_path}/ca.crt: chgrp kumadp" in plan["problems"][0]
 
@@ -126,9 +115,9 @@ def test_another_user_is_missing_files(tmp_path: Path, unit: Path) -> None:
 def test_redirected_traffic_needs_the_same_user(tmp_path: Path, unit: Path) -> None:
     redirecting = DATAPLANE + "  transparentProxying: {redirectPortInbound: 15006, redirectPortOutbound: 15001}\n"
     (tmp_path / "dp.yaml").write_text(redirecting)
-    assert "install transparent proxying" not in run(migrate, str(unit))
+    assert "install transparent proxying" not in invoke(migrate, str(unit))
     unit.write_text(unit.read_text().replace("User=daemon", "User=root"))
-    assert "install transparent proxying for user kumadp" in run(migrate, str(unit))
+    assert "install transparent proxying for user kumadp" in invoke(migrate, str(unit))
 
 
 @pytest.fixture
@@ -149,7 +138,7 @@ def process(tmp_path: Path, unit: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_process(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     def planned() -> Any:
         try:
-            return json.loads(run(migrate, f"--pid={process.pid}", "--format=json"))
+            return json.loads(invoke(migrate, f"--pid={process.pid}", "--format=json"))
         except CommandRefused:
             # It is not the other program yet.
             return None
@@ -165,11 +154,11 @@ def test_a_process(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
 
 def test_what_cannot_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(CommandRefused, match="is no kuma-dp"):
-        run(migrate, "--pid=1")
+        invoke(migrate, "--pid=1")
     with pytest.raises(CommandRefused, match="no process has the pid 4194303"):
-        run(migrate, "--pid=4194303")
+        invoke(migrate, "--pid=4194303")
     with pytest.raises(UsageError, match="not both"):
-        run(migrate, "kuma-dp.service", "--pid=1")
+        invoke(migrate, "kuma-dp.service", "--pid=1")
 
 
 def test_a_compose_file(tmp_path: Path) -> None:
@@ -180,8 +169,8 @@ def test_a_compose_file(tmp_path: Path) -> None:
         "environment": {"KUMA_DATAPLANE_RUNTIME_TOKEN": SECRET},
     }
     file.write_text(yaml.safe_dump({"services": {"dp": service}}))
-    shown = run(migrate, str(file))
+    shown = invoke(migrate, str(file))
     assert SECRET not in shown
     assert "-> service dp with the image of kumadp" in shown
     with pytest.raises(CommandRefused, match="a compose file is changed by hand"):
-        run(migrate, str(file), "--apply")
+        invoke(migrate, str(file), "--apply")

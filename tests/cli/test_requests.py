@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import pytest
-from click.testing import CliRunner
 
 from kumadp.cli import log_level, reexec, reload, remote
 from kumadp.errors import CommandRefused, UsageError
+from tests.support.command import invoke
 
 if TYPE_CHECKING:
-    import click
-
     from kumadp.daemon.instances import Running
 
 
@@ -39,15 +37,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return requests
 
 
-def run(command: click.Command, *arguments: str) -> str:
-    result = CliRunner().invoke(command, arguments, standalone_mode=False)
-    if result.exception is not None:
-        raise result.exception
-    return result.output
-
-
 def test_reload(sent: list[tuple[str, str]]) -> None:
-    assert run(reload.reload) == "web: done\\nand more\n"
+    assert invoke(reload.reload) == "web: done\\nand more\n"
     assert sent == [("reload", "")]
 
 
@@ -63,7 +54,7 @@ def test_reload(sent: list[tuple[str, str]]) -> None:
     ],
 )
 def test_log_level(sent: list[tuple[str, str]], arguments: tuple[str, ...], query: dict[str, list[str]]) -> None:
-    run(log_level.log_level, *arguments)
+    invoke(log_level.log_level, *arguments)
     ((command, text),) = sent
     assert (command, parse_qs(text, keep_blank_values=True)) == ("log-level", query)
 
@@ -71,7 +62,7 @@ def test_log_level(sent: list[tuple[str, str]], arguments: tuple[str, ...], quer
 @pytest.mark.parametrize("arguments", [(), ("debug", "--reset")])
 def test_a_log_level_or_reset(sent: list[tuple[str, str]], arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="give levels, or --reset"):
-        run(log_level.log_level, *arguments)
+        invoke(log_level.log_level, *arguments)
     assert sent == []
 
 
@@ -90,7 +81,7 @@ def test_reexec_waits_for_the_next_program(sent: list[tuple[str, str]], monkeypa
         return result
 
     monkeypatch.setattr(reexec, "query_status", status)
-    assert run(reexec.reexec) == "web: kumadp 9.9 is running (pid 7)\n"
+    assert invoke(reexec.reexec) == "web: kumadp 9.9 is running (pid 7)\n"
     assert sent == [("reexec", "")]
 
 
@@ -106,7 +97,7 @@ def test_reexec_that_fails(
 ) -> None:
     monkeypatch.setattr(reexec, "query_status", lambda *_arguments: status)
     with pytest.raises(CommandRefused, match=refusal):
-        run(reexec.reexec, "--timeout=100ms")
+        invoke(reexec.reexec, "--timeout=100ms")
     assert len(sent) == 1
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from kumadp.cli.sweep import _directory, sweep
 from kumadp.errors import UsageError
+from tests.support.command import invoke
 
 
 def test_the_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,14 +27,8 @@ def test_a_name_that_is_not_a_directory_s(name: str, monkeypatch: pytest.MonkeyP
         _directory(name, "")
 
 
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(sweep, arguments, standalone_mode=False)
-    assert result.exception is None
-    return result.output
-
-
 def test_nothing_to_do(tmp_path: Path) -> None:
-    assert run(f"--work-dir={tmp_path}/none") == f"{tmp_path}/none: no such directory\n"
+    assert invoke(sweep, f"--work-dir={tmp_path}/none") == f"{tmp_path}/none: no such directory\n"
 
 
 def test_a_unit_that_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +40,6 @@ def test_a_unit_that_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("kumadp.daemon.sweep.is_over", is_over)
     monkeypatch.setenv("SERVICE_RESULT", "signal")
-    output = run(f"--work-dir={tmp_path}", "--unit=kumadp@web.service")
+    output = invoke(sweep, f"--work-dir={tmp_path}", "--unit=kumadp@web.service")
     assert output == "kumadp@web.service will be restarted: running processes are kept for it\n"
     assert queries == [("signal", "kumadp@web.service")]

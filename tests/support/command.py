@@ -1,4 +1,4 @@
-"""The program itself, run to its end."""
+"""The program itself, run to its end; a command of it, called in this process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from click.testing import CliRunner
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import click
+    import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # What looks for data planes that run.
@@ -44,3 +49,20 @@ def kumadp(
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def invoke(command: click.Command, *arguments: str) -> str:
+    """Call a command in this process and return what it printed; raises what it raises."""
+    result = CliRunner().invoke(command, arguments, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def place_program(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a program into ``folder`` and have commands find it as this kumadp, which units start."""
+    file = folder / "kumadp"
+    file.write_text("#!/bin/sh\n")
+    file.chmod(0o755)
+    monkeypatch.setattr("sys.argv", [str(file)])
+    return file
