@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Characters that a unit's name may contain without escapes (systemd.unit(5)); the name is also used for a file.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - hidden from the unit
 
 
 def _place_options(function: FC) -> FC:
@@ -85,7 +84,7 @@ def install_files(files: Sequence[InstalledFile], root: Path, *, dry_run: bool =
 
     Prints each file, on standard error with ``err``. Raises CommandRefused, WorkDirError.
     """
-    from kumadp.host.systemd_units import base_files
+    from kumadp.host.systemd_units import base_files, is_hidden
 
     program = _program()
     changed = [_put(file, root, dry_run, err) for file in (*base_files(program), *files)]
@@ -231,13 +230,10 @@ def _make_user() -> None:
             os.chown(path, -1, group)
 
 
-def is_hidden(path: Path | str) -> bool:
-    """Return whether a path is in a folder that the unit does not see."""
-    return any(Path(path).is_relative_to(folder) for folder in _HIDDEN)
-
-
 def _warn(value: str) -> None:
     """Print a warning about a file that the unit cannot read."""
+    from kumadp.host.systemd_units import is_hidden
+
     if not value.strip() or "://" in value:
         return
     path = Path(value).absolute()

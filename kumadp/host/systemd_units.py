@@ -24,6 +24,8 @@ _UNIT_FOLDER = Path("/etc/systemd/system")
 _USERS_FILE = Path("/etc/sysusers.d/kumadp.conf")
 # Where a package has its files instead, by folder.
 _PACKAGED = {_UNIT_FOLDER: Path("/lib/systemd/system"), _USERS_FILE.parent: Path("/usr/lib/sysusers.d")}
+# Folders that the shipped units hide (ProtectHome, PrivateTmp).
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
 # The program as the shipped units name it.
 _PROGRAM = "/usr/bin/kumadp"
 
@@ -59,6 +61,11 @@ def settings_file(name: str) -> Path:
 def drop_in_file(name: str) -> Path:
     """Return the path of that unit's drop-in, which `kumadp migrate` writes."""
     return _UNIT_FOLDER / f"{unit_of(name)}.d" / "migrate.conf"
+
+
+def is_hidden(path: Path | str) -> bool:
+    """Return whether the shipped units cannot see a path."""
+    return any(Path(path).is_relative_to(folder) for folder in HIDDEN)
 
 
 def base_files(program: str) -> list[InstalledFile]:

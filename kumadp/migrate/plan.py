@@ -13,8 +13,8 @@ from kumadp import __version__
 from kumadp.controlplane.features import announced_features
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.net.ports import PortUse, port_uses
-from kumadp.host.systemd_units import SETTINGS, USER, drop_in_file, settings_file, unit_of
-from kumadp.migrate.verdicts import Judged, is_hidden, judge
+from kumadp.host.systemd_units import SETTINGS, USER, drop_in_file, is_hidden, settings_file, unit_of
+from kumadp.migrate.verdicts import Judged, judge
 from kumadp.settings.file import read_settings
 from kumadp.settings.model import options
 from kumadp.settings.values import write_value

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from kumadp.errors import on_one_line
+from kumadp.host.systemd_units import is_hidden
 from kumadp.migrate.source import effective, flags_of, variables_of
 from kumadp.settings.display import MASK, show
 from kumadp.settings.model import secret_variables
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 Verdict = Literal["understood", "mapped", "ignored", "in the way"]
 # What systemd gives to services (systemd.exec(5), PATH).
 SERVICE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
-# Folders that kumadp@.service hides: ProtectHome, PrivateTmp.
-HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
 _DIRECTORIES = frozenset({"work_dir", "socket_dir", "dns_config_dir"})
 _PROGRAMS = {"binary_path": "envoy", "coredns_path": "coredns"}
 # Whole documents: they have line ends.
@@ -216,11 +215,6 @@ def _password(address: str) -> str:
         return urlsplit(address).password or ""
     except ValueError:
         return ""
-
-
-def is_hidden(path: Path) -> bool:
-    """Return whether kumadp@.service cannot see a path."""
-    return any(path.is_relative_to(folder) for folder in HIDDEN)
 
 
 def _at_least(version: str, least: tuple[int, int]) -> bool:

@@ -13,7 +13,7 @@ import yaml
 from kumadp.cli.install import uninstall
 from kumadp.cli.migrate import migrate
 from kumadp.errors import CommandRefused, UsageError
-from kumadp.migrate import verdicts
+from kumadp.host import systemd_units
 from tests.support.command import invoke, place_program
 from tests.support.poll import poll
 
@@ -48,7 +48,7 @@ ExecStart=/opt/kuma/kuma-dp run --ca-cert-file={folder}/ca.crt --dataplane-file=
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program that units start, on a host whose units see the folder of the test."""
     place_program(tmp_path, monkeypatch)
-    monkeypatch.setattr(verdicts, "HIDDEN", ("/home",))
+    monkeypatch.setattr(systemd_units, "HIDDEN", ("/home",))
 
 
 @pytest.fixture
