@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from kumadp.errors import on_one_line
+from kumadp.host.programs import find_program
 from kumadp.host.systemd_units import is_hidden
 from kumadp.migrate.source import effective, flags_of, variables_of
 from kumadp.settings.display import MASK, show
@@ -226,11 +227,9 @@ def _at_least(version: str, least: tuple[int, int]) -> bool:
 
 
 def _on_path(name: str, path: str) -> str:
-    for folder in filter(None, path.split(os.pathsep)):
-        file = Path(folder) / name
-        if file.is_absolute() and file.is_file() and os.access(file, os.X_OK):
-            return str(file)
-    return ""
+    """Return where a program is on ``path``, of absolute folders; empty if nowhere."""
+    found = find_program(name, os.pathsep.join(filter(os.path.isabs, path.split(os.pathsep))))
+    return str(Path(found)) if found else ""
 
 
 def _value(option: Option, several: Sequence[GivenOption]) -> object:
