@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from kumadp.envoy.version import SUPPORTED
 from kumadp.errors import ResourceError
+from kumadp.resources.findings import WITHOUT_EFFECT
 from kumadp.resources.kuma_versions import KUMA_3
 from kumadp.resources.load import load_resource, load_resource_file
 from kumadp.settings.kuma_2 import only_for_kuma_2
@@ -85,7 +86,7 @@ def of_resource(loaded: Resource | ResourceError) -> Iterator[UpgradeFinding]:
             yield UpgradeFinding("refused", _place(problem), _text(problem))
         return
     for note in loaded.notes:
-        yield UpgradeFinding("ignored" if "has no effect" in note.message else "needed", _place(note), _text(note))
+        yield UpgradeFinding("ignored" if WITHOUT_EFFECT in note.message else "needed", _place(note), _text(note))
 
 
 def of_mesh(version: str) -> Iterator[UpgradeFinding]:
