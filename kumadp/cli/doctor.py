@@ -191,10 +191,10 @@ def _become(uid: int, pid: int) -> None:
     Raises UsageError if its groups cannot be read.
     """
     from kumadp.cli.reexec_check import import_all
+    from kumadp.host import proc_files
 
     try:
-        lines = (Path("/proc") / str(pid) / "status").read_text(errors="replace").splitlines()
-        fields = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
+        fields = proc_files.status_fields(pid)
         group, groups = int(fields["Gid"][1]), [int(number) for number in fields["Groups"]]
     except (OSError, LookupError, ValueError):
         raise UsageError(f"pid {pid} has ended", "give doctor the options of run") from None
@@ -212,12 +212,11 @@ def _options_of(pid: int) -> tuple[dict[str, object], dict[str, str], Mapping[st
     input, which nobody can read again.
     """
     from kumadp.cli.run import run
+    from kumadp.host import proc_files
 
-    folder = Path("/proc") / str(pid)
     try:
-        words = [os.fsdecode(word) for word in (folder / "cmdline").read_bytes().split(b"\0")[:-1]]
-        pairs = [os.fsdecode(pair).partition("=") for pair in (folder / "environ").read_bytes().split(b"\0") if pair]
-        cwd = (folder / "cwd").readlink()
+        words, environ = proc_files.command_line(pid), proc_files.environment(pid)
+        cwd = Path(f"/proc/{pid}/cwd").readlink()
     except OSError:
         return None
     if "run" not in words:
@@ -230,4 +229,4 @@ def _options_of(pid: int) -> tuple[dict[str, object], dict[str, str], Mapping[st
             f"pid {pid} has read a file from standard input", "give doctor the options of run, and the file"
         )
     os.chdir(cwd)
-    return dict(context.params), typed, {name: value for name, _, value in pairs}
+    return dict(context.params), typed, environ

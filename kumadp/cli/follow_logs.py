@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from kumadp.cli.log_lines import LineFilter, of_file, of_journal
 from kumadp.cli.remote import only_running, reason
 from kumadp.daemon.control_client import query_status
 from kumadp.errors import CommandRefused, on_one_line
+from kumadp.host import proc_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,6 @@ _TIMEOUT = 5.0
 # Interval at which a file is looked at (seconds).
 _INTERVAL = 0.25
 _LONGEST = 1 << 20
-_UNIT = re.compile(r"/([^/]+\.service)(?:/|$)")
 _COLORS = {"error": "red", "critical": "red", "warning": "yellow"}
 
 
@@ -92,7 +91,7 @@ def _stderr(pid: int) -> Path | None:
 
 def _journal(pid: int, follow: bool, lines: int) -> Iterator[LogLine]:
     try:
-        units = _UNIT.findall(Path(f"/proc/{pid}/cgroup").read_text())
+        units = proc_files.services(pid)
     except OSError:
         units = []
     match = f"--unit={units[-1]}" if units else f"_PID={pid}"

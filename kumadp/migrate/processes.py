@@ -6,7 +6,6 @@ import contextlib
 import grp
 import os
 import pwd
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import yaml
 from kumadp import yamltext
 from kumadp.bootstrap.fields import get
 from kumadp.errors import CommandRefused
+from kumadp.host import proc_files
 from kumadp.migrate.source import KumaDp
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PROC = Path("/proc")
 _NAME = "kuma-dp"
-_UNIT = re.compile(r"/([^/]+\.service)(?:/|$)")
 _BOOTSTRAP = yamltext.Bounds(size=16 << 20, depth=100)
 
 
@@ -49,9 +48,9 @@ def process(pid: int) -> KumaDp:
     if not _is_kuma_dp(pid):
         raise CommandRefused(f"pid {pid} is no kuma-dp: {Path(words[0]).name}")
     try:
-        pairs = [os.fsdecode(pair).partition("=") for pair in (PROC / str(pid) / "environ").read_bytes().split(b"\0")]
+        environ = proc_files.environment(pid)
         folder = (PROC / str(pid) / "cwd").readlink()
-        status = (PROC / str(pid) / "status").read_text(errors="replace")
+        status = proc_files.status_fields(pid)
     except OSError as error:
         raise CommandRefused(f"pid {pid} cannot be read: {error.strerror}", "run this as root") from None
     unit = _unit(pid)
@@ -59,10 +58,10 @@ def process(pid: int) -> KumaDp:
     return KumaDp(
         f"pid {pid}" + (f", unit {unit}" if unit else ""),
         tuple(words[1:]),
-        {name: value for name, _, value in pairs if name},
+        environ,
         folder,
-        _user(_id(status, "Uid")),
-        _group(_id(status, "Gid")),
+        _user(int(status["Uid"][1])),
+        _group(int(status["Gid"][1])),
         _link(pid, "exe") or words[0],
         unit,
         _version(below),
@@ -88,7 +87,7 @@ def shares_network(pid: int) -> bool:
 
 def _words(pid: int) -> list[str]:
     try:
-        return [os.fsdecode(word) for word in (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")[:-1]]
+        return proc_files.command_line(pid)
     except OSError:
         return []
 
@@ -98,12 +97,6 @@ def _link(pid: int, name: str) -> str:
         return str((PROC / str(pid) / name).readlink())
     except OSError:
         return ""
-
-
-def _id(status: str, field: str) -> int:
-    line = next(line for line in status.splitlines() if line.startswith(f"{field}:"))
-    # Real, effective, saved, file system (proc(5)).
-    return int(line.split()[2])
 
 
 def _user(uid: int) -> str:
@@ -123,11 +116,11 @@ def _group(gid: int) -> str:
 def _unit(pid: int) -> str:
     """Return the service that the process belongs to, by its cgroup; empty if there is none."""
     try:
-        found = _UNIT.findall((PROC / str(pid) / "cgroup").read_text())
+        found = proc_files.services(pid)
     except OSError:
         return ""
     # A user's own services are below user@1000.service.
-    return "" if not found or found[0].startswith("user@") else str(found[-1])
+    return "" if not found or found[0].startswith("user@") else found[-1]
 
 
 def _below(pid: int) -> tuple[int, ...]:
