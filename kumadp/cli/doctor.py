@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from kumadp.doctor.report import CheckResult, DoctorCheck, Finding
     from kumadp.doctor.subject import Subject
 
+    # Flags, the names that were typed for them, and the environment.
+    GivenOptions = tuple[dict[str, object], dict[str, str], Mapping[str, str]]
+
 _COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
 _LABEL = 14
 # Deadline of checks that run a program, such as Envoy's validation (seconds).
@@ -128,16 +131,15 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
 
     environ: Mapping[str, str] = os.environ
     statuses, origin = _statuses(), ""
-    running = []
+    running: list[dict[str, Any]] = []
     if not typed or set(typed) == {"name"}:
-        matching = [status for status in statuses if not typed or status["name"] == flags["name"]]
-        running = [status for status in matching if not status["listed"]] or matching
-    if len(running) == 1 and (options := _options_of(running[0]["pid"])) is not None:
-        flags, typed, environ = options
-        origin = f", by the command line of pid {running[0]['pid']}"
-        if running[0]["uid"] != os.geteuid():
-            _become(running[0]["uid"], running[0]["pid"])
-            origin += f", as {user_name(running[0]['uid'])}"
+        running = _chosen(statuses, flags["name"] if typed else None)
+    if len(running) == 1:
+        is_another = running[0]["uid"] != os.geteuid()
+        if (options := _options_as_its_user(running[0])) is not None:
+            flags, typed, environ = options
+            origin = f", by the command line of pid {running[0]['pid']}"
+            origin += f", as {user_name(running[0]['uid'])}" if is_another else ""
     config = config_file(flags, environ)
     text = read_settings_file(config) if config else None
     try:
@@ -145,9 +147,7 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
     except SettingsError:
         if len(running) < 2:
             raise
-        names = ", ".join(on_one_line(str(status["name"])) for status in running)
-        hint = "choose one with --name, or give the options of run"
-        raise UsageError(f"several data planes run here: {names}", hint) from None
+        raise _several(running) from None
     settings, resource, mesh = checked(resolved.settings)
     transparent = read_transparent_files(settings)
     name = resource.name if resource is not None else settings.name
@@ -155,20 +155,34 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
     return Subject(settings, resource, mesh, transparent, environ, status, resolved.origin), origin
 
 
-def options_of_running(name: str) -> tuple[dict[str, object], dict[str, str], Mapping[str, str]] | None:
-    """Return flags, typed names and environment of the kumadp with that name, or the only one; None if none runs.
+def options_of_running(name: str) -> GivenOptions | None:
+    """Return the options of the kumadp with that name, or of the only one; None if none runs.
 
     root then becomes the user who runs it, and the directory is its own. Raises UsageError if several run.
     """
-    statuses = [status for status in _statuses() if not name or status["name"] == name]
-    running = [status for status in statuses if not status["listed"]] or statuses
+    running = _chosen(_statuses(), name or None)
     if len(running) > 1:
-        names = ", ".join(on_one_line(str(status["name"])) for status in running)
-        raise UsageError(f"several data planes run here: {names}", "choose one with --name, or give the options of run")
-    found = _options_of(running[0]["pid"]) if running else None
-    if found is not None and running[0]["uid"] != os.geteuid():
-        _become(running[0]["uid"], running[0]["pid"])
-    return found
+        raise _several(running)
+    return _options_as_its_user(running[0]) if running else None
+
+
+def _chosen(statuses: list[dict[str, Any]], name: object) -> list[dict[str, Any]]:
+    """Return the data planes of that name (None: all); those that only the kernel lists if there are no others."""
+    matching = [status for status in statuses if name is None or status["name"] == name]
+    return [status for status in matching if not status["listed"]] or matching
+
+
+def _several(running: list[dict[str, Any]]) -> UsageError:
+    names = ", ".join(on_one_line(str(status["name"])) for status in running)
+    return UsageError(f"several data planes run here: {names}", "choose one with --name, or give the options of run")
+
+
+def _options_as_its_user(status: dict[str, Any]) -> GivenOptions | None:
+    """Return the options of this kumadp, and become the user who runs it; None if they cannot be read."""
+    options = _options_of(status["pid"])
+    if options is not None and status["uid"] != os.geteuid():
+        _become(status["uid"], status["pid"])
+    return options
 
 
 def _statuses() -> list[dict[str, Any]]:
@@ -205,8 +219,8 @@ def _become(uid: int, pid: int) -> None:
     os.setuid(uid)
 
 
-def _options_of(pid: int) -> tuple[dict[str, object], dict[str, str], Mapping[str, str]] | None:
-    """Return flags, typed names and environment of the kumadp with that pid; None if they cannot be read.
+def _options_of(pid: int) -> GivenOptions | None:
+    """Return the options of the kumadp with that pid; None if they cannot be read.
 
     Changes to its directory, so that relative paths mean the same. Raises UsageError if it read a file from standard
     input, which nobody can read again.
