@@ -16,6 +16,7 @@ import click
 from msgspec.structs import asdict
 
 from kumadp.cli.options import command_with_options, typed_names
+from kumadp.cli.terminal import has_colors
 from kumadp.errors import ExitCode, KumadpError, SettingsError, UsageError, on_one_line
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def doctor(output: str, **flags: object) -> NoReturn:
         body = {"ok": not failed, "findings": [asdict(finding) for finding in findings]}
         click.echo(json.dumps(body, indent=2, ensure_ascii=False))
     else:
-        for line in _lines(findings, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR")):
+        for line in _lines(findings, color=has_colors()):
             click.echo(line)
         click.echo(f"\n{failed} failed, {warnings} warning{'' if warnings == 1 else 's'}")
     sys.stdout.flush()

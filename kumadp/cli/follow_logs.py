@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from kumadp.cli.completion import names_of_running
 from kumadp.cli.log_lines import LineFilter, of_file, of_journal
-from kumadp.cli.remote import only_running, reason
+from kumadp.cli.remote import name_option, only_running, reason
+from kumadp.cli.terminal import has_colors
 from kumadp.daemon.control_client import query_status
 from kumadp.errors import CommandRefused, on_one_line
 from kumadp.host import proc_files
@@ -33,9 +33,7 @@ _COLORS = {"error": "red", "critical": "red", "warning": "yellow"}
 
 @click.command("logs")
 @click.argument("words", nargs=-1, metavar="[LEVEL] [COMPONENT[=LEVEL]]...")
-@click.option(
-    "--name", default="", shell_complete=names_of_running, help="Name of the data plane, if several run here."
-)
+@name_option()
 @click.option("-f", "--follow", is_flag=True, help="Keep printing what is logged, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="How many lines at first.")
 def logs(words: tuple[str, ...], name: str, follow: bool, lines: int) -> None:
@@ -64,7 +62,7 @@ def logs(words: tuple[str, ...], name: str, follow: bool, lines: int) -> None:
             hint = "podman logs, or run it with --log-output-path=FILE"
             raise CommandRefused(f"{running.name}: its log goes to a pipe or a terminal", hint)
         found = _file(path, follow, lines)
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    color = has_colors()
     try:
         for line in found:
             if chosen.shows(line):

@@ -6,16 +6,13 @@ from urllib.parse import urlencode
 
 import click
 
-from kumadp.cli.completion import names_of_running
-from kumadp.cli.remote import message_of, only_running, send_command
+from kumadp.cli.remote import message_of, name_option, only_running, send_command
 from kumadp.errors import UsageError
 
 
 @click.command("log-level")
 @click.argument("levels", nargs=-1, metavar="[LEVEL] [COMPONENT=LEVEL]...")
-@click.option(
-    "--name", default="", shell_complete=names_of_running, help="Name of the data plane, if several run here."
-)
+@name_option()
 @click.option("--reset", is_flag=True, help="Restore the levels of the settings.")
 def log_level(levels: tuple[str, ...], name: str, reset: bool) -> None:
     """Change the log levels of a data plane on this host, including Envoy, until it is restarted or --reset is given.

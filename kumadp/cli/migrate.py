@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kumadp.cli.completion import files
+from kumadp.cli.terminal import has_colors
 from kumadp.errors import CommandRefused, ExitCode, KumadpError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def migrate(path: str, pid: int | None, service: str, name: str, form: str, appl
     if form == "json":
         click.echo(json.dumps(as_json(plan), indent=2, ensure_ascii=False))
     else:
-        for line in lines(plan, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR")):
+        for line in lines(plan, color=has_colors()):
             click.echo(line)
     if apply:
         _apply(plan, Path(root), quiet=form == "json")

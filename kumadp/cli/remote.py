@@ -33,11 +33,14 @@ def request_options(timeout: str) -> Callable[[FC], FC]:
             callback=seconds,
             help="Maximum time to wait.",
         )(function)
-        return click.option(
-            "--name", default="", shell_complete=names_of_running, help="Name of the data plane, if several run here."
-        )(function)
+        return name_option()(function)
 
     return decorate
+
+
+def name_option(about: str = "Name of the data plane, if several run here.") -> Callable[[FC], FC]:
+    """Return a decorator that adds ``--name``, completed with the names of those that run here."""
+    return click.option("--name", default="", shell_complete=names_of_running, help=about)
 
 
 def seconds(_context: click.Context, _parameter: click.Parameter, value: str) -> float:

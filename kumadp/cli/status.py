@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.cli.completion import names_of_running
-from kumadp.cli.remote import all_running, reason
+from kumadp.cli.remote import all_running, name_option, reason
 from kumadp.cli.status_page import page, summary, totals
+from kumadp.cli.terminal import has_colors
 from kumadp.daemon.control_client import query_status
 from kumadp.errors import CommandRefused, ExitCode
 
@@ -42,9 +41,7 @@ _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command()
-@click.option(
-    "--name", default="", shell_complete=names_of_running, help="Name of the data plane. Default: all that run here."
-)
+@name_option("Name of the data plane. Default: all that run here.")
 @click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
 @click.option("-w", "--watch", is_flag=True, help="Keep running and print each change, until Ctrl-C.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of --output json and exit.")
@@ -65,7 +62,7 @@ def status(name: str, output: str, watch: bool, schema: bool) -> int:
         return _watch(name, as_json=output == "json")
     silent: list[str] = []
     statuses = _query(name, silent)
-    click.echo("\n".join(_lines(statuses, as_json=output == "json", color=_colors())))
+    click.echo("\n".join(_lines(statuses, as_json=output == "json", color=has_colors())))
     for line in silent:
         click.echo(line, err=True)
     return ExitCode.WAIT_TIMEOUT if silent else _code(statuses)
@@ -109,10 +106,6 @@ def _escaped(match: re.Match[str]) -> str:
     return f"\\u{ord(match[0]):04x}"
 
 
-def _colors() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-
 def _watch(name: str, *, as_json: bool) -> int:
     """Print changes until Ctrl-C, which is not a failure."""
     with contextlib.suppress(KeyboardInterrupt):
@@ -154,7 +147,7 @@ def _watch_screen(name: str) -> None:
         shown = ""
         while True:
             try:
-                last = _lines(_query(name), as_json=False, color=_colors())
+                last = _lines(_query(name), as_json=False, color=has_colors())
             except CommandRefused as error:
                 last = [f"{error}; waiting for one"]
             size = shutil.get_terminal_size()

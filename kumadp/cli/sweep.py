@@ -8,18 +8,12 @@ from pathlib import Path
 
 import click
 
-from kumadp.cli.completion import names_of_running
-from kumadp.cli.remote import seconds
+from kumadp.cli.remote import name_option, seconds
 from kumadp.errors import UsageError
 
 
 @click.command()
-@click.option(
-    "--name",
-    default="",
-    shell_complete=names_of_running,
-    help="Name of the data plane; its work directory is /run/kumadp/NAME.",
-)
+@name_option("Name of the data plane; its work directory is /run/kumadp/NAME.")
 @click.option(
     "--work-dir", default="", metavar="PATH", help="Work directory. Default: $RUNTIME_DIRECTORY, or that of --name."
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +12,7 @@ from msgspec.structs import asdict
 
 from kumadp.cli.completion import files as complete_files
 from kumadp.cli.options import command_with_options, typed_names
+from kumadp.cli.terminal import has_colors
 from kumadp.errors import BinaryNotFound, ExitCode, SettingsError, on_one_line
 from kumadp.resources.kuma_versions import ALL
 
@@ -56,7 +56,7 @@ def upgrade_check(files: tuple[str, ...], version: str, output: str, **flags: ob
         body = {"kuma": version, "ok": not refused, "findings": [asdict(finding) for finding in findings]}
         click.echo(json.dumps(body, indent=2, ensure_ascii=False))
     else:
-        _print(findings, version, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        _print(findings, version, color=has_colors())
     return ExitCode.BUG if refused else ExitCode.OK
 
 
