@@ -52,7 +52,8 @@ class _Type:
 
     ``names`` are subscribed, () means all. ``held`` is what the control plane counts as sent. ``settled``: Envoy has
     accepted it. ``nonce``: of the response that is to be answered, empty if there is none; ``rejected``: of the last
-    one if it was rejected. ``version``: of the last set. ``lost``: the control plane counts as sent what was dropped.
+    one if it was rejected. ``version``: of the set that it made, None if it was dropped. ``lost``: the control plane
+    counts as sent what was dropped.
     """
 
     def __init__(self, type_url: str, names: tuple[str, ...], held: ResourceSet, *, settled: bool) -> None:
@@ -63,7 +64,7 @@ class _Type:
         self.remembered = settled
         self.answered = False
         self.nonce = self.rejected = ""
-        self.version = ""
+        self.version: str | None = None
         self.lost = False
 
 
@@ -187,6 +188,7 @@ class Delta:
         if known is None:
             return ()
         known.answered, known.nonce, known.rejected = True, arrival.outline.nonce, ""
+        known.version = arrival.response.version if arrival.response is not None else None
         known.lost = known.lost or arrival.lost
         if arrival.held is None:
             return ()
@@ -195,7 +197,7 @@ class Delta:
         known.held = arrival.held if not names or names.issuperset(arrival.held.names) else arrival.held.only(names)
         if arrival.response is None:
             return (self._answer(known),)
-        known.settled, known.version = False, arrival.response.version
+        known.settled = False
         return ()
 
     def drop(self, outline: Outline) -> None:

@@ -400,6 +400,22 @@ def test_a_response_that_was_dropped_unread_is_answered_and_nothing_builds_on_it
     assert stream.come(CLUSTER, "2", {"a": ""}).refused == LOST
 
 
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_change_of_names_does_not_acknowledge_a_dropped_response(accepted: bool) -> None:
+    stream, version = Stream(), ""
+    stream.send(ENDPOINTS, "a")
+    if accepted:
+        arrival = stream.come(ENDPOINTS, "1", {"a": "1"})
+        stream.accept(arrival)
+        assert arrival.response is not None
+        version = arrival.response.version
+    stream.delta.drop(Outline(ENDPOINTS, "", "2"))
+    stream.send(ENDPOINTS, "a", nonce="2", error=encode_status(8, "too large"))
+    messages = stream.delta.encode(Request(ENDPOINTS, version, b"", ("a", "b"), "2", b""))
+    (request,) = [parsed(data) for data in messages]
+    assert (list(request.resource_names_subscribe), request.response_nonce) == (["b"], "")
+
+
 def test_a_new_stream_has_lost_nothing() -> None:
     saved = remembered(CLUSTER, {"a": "1"})
     stream = Stream(saved)
