@@ -139,8 +139,6 @@ class Runner:
     def _check(self, data: bytes, run: Callable[[bytes], object]) -> object:
         try:
             return run(data)
-        except Found:
-            raise
         except (Exception, TooLong) as error:
             place = _place(error)
             small = data if isinstance(error, TooLong) else reduced(data, lambda part: self._fails(part) == place)

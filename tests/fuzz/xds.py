@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-from typing import TYPE_CHECKING
 
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
@@ -35,9 +34,6 @@ from kumadp.relay.secret_scan import why_secret
 from kumadp.relay.snapshot import RelaySnapshot, TypeSnapshot
 from tests.fuzz.structure import messages
 from tests.fuzz.target import Target
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _WORDS = (
     b"\x0a", b"\x12", b"\x1a", b"\x22\x2btype.googleapis.com/", b"\x2a\x01n", b"\x32", b"\x80\x01",
@@ -180,10 +176,6 @@ def _messages() -> st.SearchStrategy[bytes]:
         return st.lists(st.one_of(field, field, scalar), max_size=6).map(b"".join)
 
     return message(st.recursive(name, message, max_leaves=12))
-
-
-def _with(seeds: Iterable[bytes]) -> list[bytes]:
-    return list(seeds)
 
 
 TARGETS = (
