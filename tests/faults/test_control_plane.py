@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from tests.support.faults import Row, fault_rows
+from tests.support.faults import OWN, Row, fault_rows
 from tests.support.poll import poll
 from tests.support.readonly import over
 from tests.support.rig import NODE, SOON
@@ -50,8 +51,7 @@ def for_a_while(begin: Act, end: Act, *, seconds: float = LASTS) -> Act:
 
 def opened(rig: FaultRig) -> None:
     """Wait until the control plane serves the data plane again."""
-    assert rig.daemon is not None
-    rig.wait_state(rig.daemon, "open")
+    rig.wait_state(rig.last, "open")
     poll(lambda: rig.plane.stream(NODE), what="the stream", deadline=SOON)
 
 
@@ -111,9 +111,8 @@ def end_streams_each_second(rig: FaultRig) -> None:
 
 
 def reject_a_cluster(rig: FaultRig) -> None:
-    assert rig.daemon is not None
+    daemon = rig.last
     rig.plane.break_clusters("backend")
-    daemon = rig.daemon
     poll(lambda: rig.relay(daemon)["withheld_count"], what="a rejection", deadline=SOON)
     rig.plane.mend_clusters("backend")
     poll(lambda: not rig.relay(daemon)["withheld_count"], what="no rejection", deadline=SOON)
@@ -204,7 +203,7 @@ ROWS = (
         for_a_while(lambda rig: rig.plane.gone(), lambda rig: rig.plane.back()),
         NO_STREAM,
         # `make test` runs other tests at the same time: a probe may take more than its second.
-        loses=("readiness", "probes"),
+        loses=OWN,
         often=True,
     ),
     Row(
@@ -286,4 +285,4 @@ def test_address(fault_rig: FaultRig, row: Row) -> None:
             forward.close()
             opened(rig)
 
-        Row(row.name, move, row.reported, loses=row.loses, prepare=row.prepare).run(fault_rig)
+        dataclasses.replace(row, act=move).run(fault_rig)

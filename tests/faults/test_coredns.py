@@ -43,8 +43,7 @@ def _coredns(rig: FaultRig) -> psutil.Process:
 
 def _answers_again(rig: FaultRig, former: psutil.Process) -> None:
     """Wait for another CoreDNS that answers."""
-    daemon = rig.daemon
-    assert daemon is not None
+    daemon = rig.last
 
     def answers() -> bool:
         status = rig.status(daemon)
@@ -77,8 +76,7 @@ def _stopped_for_a_while(rig: FaultRig) -> None:
 
 
 def _given_up(rig: FaultRig) -> None:
-    daemon = rig.daemon
-    assert daemon is not None
+    daemon = rig.last
 
     def killed() -> bool:
         for coredns in rig.corednses():

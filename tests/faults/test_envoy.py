@@ -18,7 +18,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from tests.support.daemon import get_at
-from tests.support.faults import Row, end_by, fault_rows, with_and_without_mtls
+from tests.support.faults import OWN, Row, end_by, fault_rows, with_and_without_mtls
 from tests.support.flawed_programs import failing_program, put_foreign_program
 from tests.support.memory import HOG, memory_cgroup
 from tests.support.needs import need_envoy
@@ -28,7 +28,6 @@ from tests.support.rig import NODE, SOON
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.support.daemon import Daemon
     from tests.support.faults import FaultRig
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
@@ -73,7 +72,7 @@ def _kill_again_and_again(times: int, pause: float) -> Callable[[FaultRig], None
 
 
 def _kill_until_given_up(rig: FaultRig) -> None:
-    daemon = _daemon(rig)
+    daemon = rig.last
 
     def killed() -> bool:
         for envoy in rig.envoys():
@@ -81,11 +80,6 @@ def _kill_until_given_up(rig: FaultRig) -> None:
         return daemon.process.poll() is not None
 
     poll(killed, what="the end of kumadp", deadline=90.0)
-
-
-def _daemon(rig: FaultRig) -> Daemon:
-    assert rig.daemon is not None
-    return rig.daemon
 
 
 def _flag(rig: FaultRig) -> Path:
@@ -122,7 +116,7 @@ def _foreign(rig: FaultRig) -> None:
 
 
 def _foreign_for_a_moment(rig: FaultRig) -> None:
-    daemon = _daemon(rig)
+    daemon = rig.last
     _foreign(rig)
     poll(lambda: FOREIGN in daemon.output(), what="a failed start")
     (rig.folder / "envoy").unlink()
@@ -141,7 +135,7 @@ def _without_descriptors(rig: FaultRig) -> None:
 
 def _flood_admin(rig: FaultRig) -> None:
     """Keep Envoy's main thread busy with answers of its admin."""
-    address, end = _daemon(rig).admin_address(), time.monotonic() + 2 * SHORT
+    address, end = rig.last.admin_address(), time.monotonic() + 2 * SHORT
 
     def query() -> None:
         while time.monotonic() < end:
@@ -158,7 +152,7 @@ def _killed_during_a_reload(which: str) -> Callable[[FaultRig], None]:
     """Kill the ``old`` Envoy or the ``new`` one while that comes up, or the one that runs as a ``check`` before."""
 
     def act(rig: FaultRig) -> None:
-        _daemon(rig).process.send_signal(signal.SIGHUP)
+        rig.last.process.send_signal(signal.SIGHUP)
         old = rig.the_envoy()
         option = "validate" if which == "check" else "--restart-epoch"
 
@@ -169,13 +163,13 @@ def _killed_during_a_reload(which: str) -> Callable[[FaultRig], None]:
 
         new = poll(other, what="the other Envoy", deadline=SOON)
         end_by(old if which == "old" else new, signal.SIGKILL)
-        poll(lambda: "reload (SIGHUP)" in _daemon(rig).output(), what="the result", deadline=SOON)
+        poll(lambda: "reload (SIGHUP)" in rig.last.output(), what="the result", deadline=SOON)
 
     return act
 
 
 def _killed_during_a_re_execution(rig: FaultRig) -> None:
-    daemon = _daemon(rig)
+    daemon = rig.last
     rig.wait_serving(daemon)
     before = Path(f"/proc/{daemon.pid}/environ").read_bytes()
     daemon.process.send_signal(signal.SIGUSR1)
@@ -208,9 +202,7 @@ ROWS = (
     Row("killed during a reload: the new one", _killed_during_a_reload("new"), r"ended with signal 9"),
     Row("killed during a reload: the one that validates", _killed_during_a_reload("check"), r"ended with signal 9"),
     # A virtual probe waits for the next program: on a busy host that takes longer than a kubelet waits.
-    Row(
-        "killed during a re-execution", _killed_during_a_re_execution, KILLED, loses=(*Row.loses, "probes", "readiness")
-    ),
+    Row("killed during a re-execution", _killed_during_a_re_execution, KILLED, loses=(*Row.loses, *OWN)),
     Row("killed after it rejected a response", _killed_during_a_rejection, KILLED),
 )
 

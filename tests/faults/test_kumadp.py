@@ -20,7 +20,7 @@ from kumadp.errors import ExitCode
 from kumadp.host.process_identity import start_time_of
 from tests.support.clock import set_clock, shifted
 from tests.support.control_planes import suited
-from tests.support.faults import Row, end_by, fault_rows, with_and_without_mtls
+from tests.support.faults import OWN, Row, end_by, fault_rows, with_and_without_mtls
 from tests.support.memory import memory_cgroup
 from tests.support.needs import missing
 from tests.support.poll import poll
@@ -29,21 +29,13 @@ from tests.support.readonly import fill, free, inside, make_read_only, small_dis
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.support.daemon import Daemon
     from tests.support.faults import FaultRig
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(1200)]
 
 GROUP = "kumadp"
 STEPS = tuple(0.05 * step for step in range(20))
-# Of kumadp alone: readiness and probes are its own.
-OWN = ("readiness", "probes")
 CGROUPS = Path("/sys/fs/cgroup")
-
-
-def running(rig: FaultRig) -> Daemon:
-    assert rig.daemon is not None
-    return rig.daemon
 
 
 def limit(pid: int, what: int, number: int) -> int:
@@ -55,7 +47,7 @@ def limit(pid: int, what: int, number: int) -> int:
 
 @contextlib.contextmanager
 def limited(rig: FaultRig, what: int, number: int) -> Iterator[None]:
-    pid = running(rig).pid
+    pid = rig.last.pid
     before = limit(pid, what, number)
     try:
         yield
@@ -65,13 +57,13 @@ def limited(rig: FaultRig, what: int, number: int) -> Iterator[None]:
 
 def refused(rig: FaultRig, what: str) -> None:
     """Request a reload or a re-execution, which must be refused."""
-    done = rig.run_command(running(rig), what)
-    assert done.returncode == ExitCode.REFUSED, (done, running(rig).output())
+    done = rig.run_command(rig.last, what)
+    assert done.returncode == ExitCode.REFUSED, (done, rig.last.output())
 
 
 def reload(rig: FaultRig) -> None:
     """Reload, and wait until the old Envoy has ended."""
-    rig.reload(running(rig))
+    rig.reload(rig.last)
     rig.the_envoy()
 
 
@@ -79,15 +71,15 @@ def reload(rig: FaultRig) -> None:
 
 
 def stopped(rig: FaultRig) -> None:
-    running(rig).process.send_signal(signal.SIGSTOP)
+    rig.last.process.send_signal(signal.SIGSTOP)
     time.sleep(5.0)
-    running(rig).process.send_signal(signal.SIGCONT)
+    rig.last.process.send_signal(signal.SIGCONT)
 
 
 def without_state(rig: FaultRig) -> None:
     shutil.rmtree(rig.state)
     reload(rig)
-    rig.try_reexec(running(rig))
+    rig.try_reexec(rig.last)
 
 
 def without_work(rig: FaultRig) -> None:
@@ -104,7 +96,7 @@ def other_clock(rig: FaultRig) -> None:
         set_clock(rig.folder / "clock", seconds)
         rig.plane.drop_connections()
         time.sleep(2.0)
-        rig.wait_state(running(rig), "open")
+        rig.wait_state(rig.last, "open")
 
 
 def without_descriptors(rig: FaultRig) -> None:
@@ -125,7 +117,7 @@ def no_processes(rig: FaultRig) -> Iterator[None]:
     try:
         if not (path / "pids.max").exists():
             missing("the controller of processes is not on")
-        (path / "cgroup.procs").write_text(str(running(rig).pid))
+        (path / "cgroup.procs").write_text(str(rig.last.pid))
         (path / "pids.max").write_text("1")
         yield
         (path / "pids.max").write_text("max")
@@ -150,26 +142,26 @@ def killed_without_processes(rig: FaultRig) -> None:
 
 
 def two_of_one_name(rig: FaultRig) -> None:
-    command = psutil.Process(running(rig).pid).cmdline()
+    command = psutil.Process(rig.last.pid).cmdline()
     done = subprocess.run(
-        command, env=dict(running(rig).environment), capture_output=True, text=True, check=False, timeout=60
+        command, env=dict(rig.last.environment), capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == ExitCode.OS, done
     assert "is used by another kumadp that is running" in done.stdout + done.stderr, done
 
 
 def full(rig: FaultRig) -> None:
-    fill(running(rig), rig.work)
+    fill(rig.last, rig.work)
     refused(rig, "reload")
     refused(rig, "reexec")
-    free(running(rig), rig.work)
+    free(rig.last, rig.work)
     reload(rig)
 
 
 def read_only(rig: FaultRig) -> None:
-    make_read_only(running(rig), rig.work)
+    make_read_only(rig.last, rig.work)
     refused(rig, "reload")
-    assert inside(running(rig).pid, "umount", str(rig.work), environment=dict(os.environ)).returncode == 0
+    assert inside(rig.last.pid, "umount", str(rig.work), environment=dict(os.environ)).returncode == 0
     reload(rig)
 
 
@@ -223,7 +215,7 @@ def run_successors(rig: FaultRig, row: Row, act: Callable[[FaultRig, Successors]
         successors.next()
         with rig.fault(row.name) as record:
             act(rig, successors)
-        last = running(rig)
+        last = rig.last
         row.check(record, last)
         last.terminate()
         assert last.wait() == ExitCode.OK, last.output()
@@ -232,7 +224,7 @@ def run_successors(rig: FaultRig, row: Row, act: Callable[[FaultRig, Successors]
 
 
 def kill(rig: FaultRig) -> None:
-    rig.kill(running(rig))
+    rig.kill(rig.last)
 
 
 def killed_at_each_step(number: int) -> Callable[[FaultRig, Successors], None]:
@@ -240,7 +232,7 @@ def killed_at_each_step(number: int) -> Callable[[FaultRig, Successors], None]:
 
     def act(rig: FaultRig, successors: Successors) -> None:
         for step in STEPS:
-            running(rig).process.send_signal(number)
+            rig.last.process.send_signal(number)
             time.sleep(step)
             kill(rig)
             successors.next()
@@ -251,12 +243,12 @@ def killed_at_each_step(number: int) -> Callable[[FaultRig, Successors], None]:
 
 def out_of_memory(rig: FaultRig, successors: Successors) -> None:
     with memory_cgroup(1) as cgroup:
-        (cgroup.path / "cgroup.procs").write_text(str(running(rig).pid))
+        (cgroup.path / "cgroup.procs").write_text(str(rig.last.pid))
         with contextlib.suppress(OSError, KeyError):
             # It needs memory now: without any the kernel kills it.
-            rig.status(running(rig))
-        rig.run_command(running(rig), "reload")
-        running(rig).process.wait(60)
+            rig.status(rig.last)
+        rig.run_command(rig.last, "reload")
+        rig.last.process.wait(60)
     successors.next()
 
 
@@ -304,12 +296,12 @@ SUCCESSIONS = (
             "the left Envoy's pid is another program's",
             kill,
             r"^STARTING",
-            loses=("inbound", "outbound", "names", *OWN),
+            loses=(*Row.loses, *OWN),
         ),
         reused_pid,
     ),
     (
-        Row("a foreign process in state.json", kill, r"killing it", loses=("inbound", "outbound", "names", *OWN)),
+        Row("a foreign process in state.json", kill, r"killing it", loses=(*Row.loses, *OWN)),
         foreign_process,
     ),
 )

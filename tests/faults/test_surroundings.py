@@ -14,7 +14,7 @@ import pytest
 
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import get
-from tests.support.faults import Row, fault_rows
+from tests.support.faults import OWN, Row, fault_rows
 from tests.support.hostile_clients import crowd
 from tests.support.ports import free_ports
 from tests.support.readonly import over
@@ -29,8 +29,6 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 
 GROUP = "Around it"
 BAD_PATH = "/bad/healthz"
-# Of a kumadp that is replaced, or imports what its first scraper needs; on a busy host some take more than a second.
-OWN = ("readiness", "probes")
 
 
 def emptied_resolvconf(rig: FaultRig) -> None:
@@ -107,7 +105,6 @@ def test_probe_target(fault_rig: FaultRig, row: Row) -> None:
 
 def unread_clients(rig: FaultRig) -> None:
     """Hold clients that request again and again, and read nothing."""
-    assert rig.daemon is not None
     request = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n" * 5
     with crowd(rig.ports.readiness, 100, request), crowd(rig.ports.probes, 100, request):
         time.sleep(4.0)
@@ -115,8 +112,7 @@ def unread_clients(rig: FaultRig) -> None:
 
 def unread_metrics(rig: FaultRig) -> None:
     """Have scrapers of kumadp's own metrics that read nothing."""
-    assert rig.daemon is not None
-    path = control_socket_path(NAME, rig.daemon.environment)
+    path = control_socket_path(NAME, rig.last.environment)
     with contextlib.ExitStack() as stack:
         for _ in range(20):
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -150,16 +146,16 @@ def with_unread_log(rig: FaultRig) -> None:
 
 def noisy(rig: FaultRig) -> None:
     """Have kumadp and Envoy log a lot, and replace both."""
-    assert rig.daemon is not None
     for _ in range(3):
         rig.plane.drop_connections()
         time.sleep(1.0)
-    rig.reload(rig.daemon)
-    assert rig.status(rig.daemon)["log"]["dropped"] > 0
-    rig.try_reexec(rig.daemon)
-    rig.wait_serving(rig.daemon)
+    rig.reload(rig.last)
+    assert rig.status(rig.last)["log"]["dropped"] > 0
+    rig.try_reexec(rig.last)
+    rig.wait_serving(rig.last)
 
 
+# Readiness and probes of one that is replaced, or imports what its first scraper needs, may take more than a second.
 ROWS = (
     Row("resolv.conf emptied", emptied_resolvconf, loses=(), prepare=with_resolvconf),
     Row("clients of readiness and probes read nothing", unread_clients, loses=()),

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Seconds until it serves again; a busy host needs more than a fault costs.
 RECOVERED_WITHIN = 90.0
+# Kinds of traffic that kumadp itself answers.
+OWN = ("readiness", "probes")
 # Requests in a row that must be answered afterwards.
 _ANSWERED = 10
 # Descriptors that come and go with requests.
@@ -114,12 +116,10 @@ class FaultRig(LoadedRig):
             self.records.append(record)
 
     def _wait_end(self, record: FaultRecord) -> None:
-        assert self.daemon is not None
-        record.exit_code = self.daemon.wait(RECOVERED_WITHIN)
+        record.exit_code = self.last.wait(RECOVERED_WITHIN)
 
     def _wait_recovered(self, record: FaultRecord) -> None:
-        assert self.daemon is not None
-        daemon = self.daemon
+        daemon = self.last
         try:
             poll(lambda: self._serves_all(daemon), what="serving again", deadline=RECOVERED_WITHIN)
             for _ in range(_ANSWERED):

@@ -173,10 +173,15 @@ class Rig:
         self.wait_traffic("traffic through the next Envoy")
         return again
 
+    @property
+    def last(self) -> Daemon:
+        """The data plane that was run last."""
+        assert self.daemon is not None, "nothing runs"
+        return self.daemon
+
     def stats(self, pattern: str) -> dict[str, int]:
         """Return counters and gauges of Envoy whose names match."""
-        assert self.daemon is not None, "nothing runs"
-        status, text = self.daemon.get_admin(f"/stats?format=json&filter={pattern}")
+        status, text = self.last.get_admin(f"/stats?format=json&filter={pattern}")
         entries = json.loads(text)["stats"] if status == 200 else []
         return {entry["name"]: entry["value"] for entry in entries if "name" in entry}
 
